@@ -1,0 +1,1 @@
+"""What the artefact is: network, tokenizer and bundle. Knows nothing of training or serving."""

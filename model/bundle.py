@@ -1,0 +1,283 @@
+"""The bundle: one folder that is the whole contract between training and service.
+
+    model.onnx      the network, explanation included; weights inside
+    tokenizer.json  the tokenizer it was trained with
+    manifest.json   what it is, what it reads, how good it is, and the SHA-256 of every other file
+    report/         model card and plots, for people
+
+Reading verifies before anything is used, and refuses what it does not know.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import onnx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.config import ModelConfig
+from model.tokenizer import Tokenizer
+
+MANIFEST, GRAPH, TOKENIZER, REPORT = "manifest.json", "model.onnx", "tokenizer.json", "report"
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUTS = (
+    "logits",
+    "probabilities",
+    "evidence",
+    "contributions",
+    "pooling_attention",
+    "attentions",
+)
+
+MAX_OPSET = 24  # ONNX Runtime 1.31 has no complete support beyond 26; 24 is what we write
+MAX_GRAPH_BYTES = 1 << 30
+TOKENIZER_KEY = "realce.tokenizer_sha256"
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleError(ValueError):
+    """The folder is not a bundle that can be trusted; the message names file and reason."""
+
+
+class Source(BaseModel):
+    """One set that the model was trained on."""
+
+    model_config = _FROZEN
+
+    name: str
+    language: str
+    rows: int = Field(ge=0)
+    license: str
+    origin: str = ""
+
+
+class Manifest(BaseModel):
+    """Everything the service needs to know that is not weights or vocabulary."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: str = Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")
+    labels: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...]
+    languages: tuple[str, ...]
+    config: ModelConfig
+    bias: tuple[float, ...] = Field(description="Bias of each class's logit, in class order.")
+    temperature: float = Field(gt=0, description="Logits are divided by it inside the graph.")
+    opset: int = Field(ge=20, le=MAX_OPSET)
+    metrics: dict[str, dict[str, Any]] = {}
+    sources: tuple[Source, ...] = ()
+    license: str
+    code: str = Field("unknown", description="Identity of the training code: version and commit.")
+    created: str = Field("", description="When it was written, ISO 8601, UTC.")
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        description="SHA-256 of every file but the manifest, by its path inside the bundle."
+    )
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text, in tokens, that the model reads whole."""
+        return self.config.max_tokens
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        classes = self.config.classes
+        for field, length in (("labels", len(self.labels)), ("bias", len(self.bias))):
+            if length != classes:
+                raise ValueError(f"{field} has {length} entries, config.classes is {classes}")
+        if len(set(self.labels)) != classes:
+            raise ValueError(f"labels are not distinct: {list(self.labels)}")
+        if not all(math.isfinite(value) for value in (*self.bias, self.temperature)):
+            raise ValueError("bias and temperature must be finite")
+        for required in (GRAPH, TOKENIZER):
+            if required not in self.files:
+                raise ValueError(f"files does not list {required}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle. `fingerprint` is the SHA-256 of the manifest: it identifies all of it."""
+
+    path: Path
+    manifest: Manifest
+    fingerprint: str
+    graph: onnx.ModelProto
+    tokenizer: Tokenizer
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle in folder `path`. Raises `BundleError` on anything odd."""
+    manifest, fingerprint = read_manifest(path)
+    for name in sorted(_files(path)):
+        if name not in manifest.files and name != MANIFEST:
+            raise BundleError(f"{path}: unknown file {name}: not listed in {MANIFEST}")
+    for name, expected in manifest.files.items():
+        actual = sha256(_inside(path, name).read_bytes())
+        if actual != expected:
+            raise BundleError(
+                f"{path}/{name}: damaged: sha256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…"
+            )
+    graph = _read_graph(path / GRAPH, manifest)
+    return Bundle(path, manifest, fingerprint, graph, _read_tokenizer(path, manifest))
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """The manifest of the bundle in folder `path` and its fingerprint, the files not yet verified."""
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such folder; a bundle is a folder with {MANIFEST}")
+    try:
+        content = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}/{MANIFEST}: cannot be read: {error.strerror}") from error
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise BundleError(f"{path}/{MANIFEST}: {reasons}") from error
+    return manifest, sha256(content)
+
+
+def write_bundle(
+    path: Path,
+    *,
+    graph: onnx.ModelProto,
+    tokenizer: Tokenizer,
+    report: Mapping[str, bytes],
+    **manifest: Any,
+) -> Bundle:
+    """Write a bundle into `path`, whole or not at all, and read it back verified.
+
+    `report` maps file names to contents; `manifest` holds the fields of `Manifest` but `files`. An
+    earlier bundle in `path` is replaced only once the new one has been verified.
+    """
+    tokenizer_json = tokenizer.to_json().encode()
+    graph.metadata_props.append(
+        onnx.StringStringEntryProto(key=TOKENIZER_KEY, value=sha256(tokenizer_json))
+    )
+    contents = {GRAPH: graph.SerializeToString(deterministic=True), TOKENIZER: tokenizer_json}
+    contents |= {f"{REPORT}/{name}": content for name, content in report.items()}
+    files = {name: sha256(content) for name, content in sorted(contents.items())}
+    text = json.dumps(
+        Manifest(files=files, **manifest).model_dump(mode="json"), indent=2, ensure_ascii=False
+    )
+    contents[MANIFEST] = (text + "\n").encode()
+
+    fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        for name, content in contents.items():
+            target = fresh / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        read_bundle(fresh)
+        _swap(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return read_bundle(path)
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    fresh.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(path: Path) -> Iterator[str]:
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise BundleError(f"{entry}: neither file nor folder; links are refused")
+        if entry.is_file():
+            yield entry.relative_to(path).as_posix()
+
+
+def _inside(path: Path, name: str) -> Path:
+    target = path / name
+    if not target.resolve().is_relative_to(path.resolve()):
+        raise BundleError(f"{path}/{MANIFEST}: files: {name!r} leads out of the bundle")
+    if not target.is_file():
+        raise BundleError(f"{path}/{name}: missing, though {MANIFEST} lists it")
+    return target
+
+
+def _read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    if path.stat().st_size > MAX_GRAPH_BYTES:
+        raise BundleError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_GRAPH_BYTES}")
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own DecodeError and whatever onnx wraps it in
+        raise BundleError(f"{path}: not an ONNX model: {error}") from error
+    if graph.functions or graph.training_info:
+        raise BundleError(f"{path}: holds functions or training info, which are not served")
+    for opset in graph.opset_import:
+        if opset.domain not in ("", "ai.onnx"):
+            raise BundleError(f"{path}: operator domain {opset.domain!r}: only ONNX's own is run")
+        if opset.version > MAX_OPSET or opset.version != manifest.opset:
+            raise BundleError(f"{path}: opset {opset.version}, {MANIFEST} says {manifest.opset}")
+    for node in _nodes(graph.graph):
+        if node.domain not in ("", "ai.onnx"):
+            raise BundleError(f"{path}: node {node.name!r} is of domain {node.domain!r}")
+    for tensor in _tensors(graph.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise BundleError(f"{path}: tensor {tensor.name!r} keeps its data outside the file")
+    for field, expected, values in (
+        ("inputs", INPUTS, graph.graph.input),
+        ("outputs", OUTPUTS, graph.graph.output),
+    ):
+        names = tuple(value.name for value in values)
+        if names != expected:
+            raise BundleError(f"{path}: {field} are {names}, must be {expected}")
+    bound = {entry.key: entry.value for entry in graph.metadata_props}.get(TOKENIZER_KEY)
+    if bound != manifest.files[TOKENIZER]:
+        raise BundleError(f"{path}: was exported with another tokenizer than {TOKENIZER}")
+    return graph
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _nodes(subgraph)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _tensors(subgraph)
+
+
+def _read_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(path / TOKENIZER, max_tokens=manifest.max_tokens)
+    except ValueError as error:
+        raise BundleError(f"{path}/{TOKENIZER}: {error}") from error
+    if tokenizer.vocab_size != manifest.config.vocab_size:
+        raise BundleError(
+            f"{path}/{TOKENIZER}: {tokenizer.vocab_size} pieces, "
+            f"the model has {manifest.config.vocab_size}: a tokenizer of another model"
+        )
+    return tokenizer

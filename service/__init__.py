@@ -1,0 +1,1 @@
+"""Serves a bundle over gRPC. Never imports torch, never imports training."""

@@ -1,0 +1,73 @@
+"""What flows through a request, from its texts to its answers. Axes: B, S, L, H, D, C."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+IntArray = npt.NDArray[np.int64]
+
+
+class View(enum.Enum):
+    """What an answer can carry besides its probabilities; the value is the graph output's name."""
+
+    EVIDENCE = "evidence"
+    CONTRIBUTIONS = "contributions"
+    POOLING_ATTENTION = "pooling_attention"
+    ATTENTIONS = "attentions"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """Which views a call wants. `layers` and `heads` are checked, never empty when ATTENTIONS is
+    among the views; `dtype` is the element type of the tensors answered."""
+
+    views: frozenset[View] = frozenset()
+    layers: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    dtype: type[np.float32] | type[np.float16] = np.float32
+
+
+NO_VIEWS = ViewRequest()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token: what it covers of the text as sent, in code points."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one text of S tokens. Arrays are cut to S and hold what was asked for, else
+    None. `logits` and `probabilities` are [C] float32."""
+
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    truncated: bool
+    tokens: Sequence[Token] = ()
+    views: dict[View, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The model in service, as the edge needs to know it: for validation, GetModel and labels."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    languages: tuple[str, ...]
+    max_tokens: int
+    layers: int
+    heads: int
+    bias: tuple[float, ...]
+    temperature: float
+    license: str
+    provider: str
+    fingerprint: str
