@@ -1,0 +1,188 @@
+"""`realce-train`: from labelled rows to a bundle."""
+
+import argparse
+import json
+import sys
+import tomllib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.bundle import BundleError, read_bundle
+from training.checkpoint import CheckpointError
+from training.config import ConfigError, load_config
+from training.data import DataError, SourceConfig, read_rows
+from training.evaluate import measure, predict_bundle
+from training.export import ExportError
+from training.pipeline import encode, fit
+from training.progress import Display
+from training.train import ranks
+
+REFUSALS = (BundleError, CheckpointError, ConfigError, DataError, ExportError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it is done, 2 when what was asked cannot be."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except REFUSALS as error:
+        print(f"realce-train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("realce-train: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="realce-train", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_fit(commands)
+    _add_evaluate(commands)
+    return top
+
+
+def _add_fit(commands: Any) -> None:
+    command = commands.add_parser(
+        "fit",
+        help="train on labelled texts and write a bundle",
+        description="Train on labelled texts and write a bundle. The simplest call: "
+        "realce-train fit reviews.csv --out bundle. Run it again after an interruption and it goes "
+        "on where it stopped; `torchrun --nproc-per-node N -m training fit ...` uses N processes.",
+    )
+    command.add_argument(
+        "data",
+        nargs="*",
+        help="CSV, TSV, JSONL or Parquet (plain or .gz), or a hub name hub:OWNER/NAME",
+    )
+    command.add_argument("--config", type=Path, help="TOML file of a run; see training/configs")
+    command.add_argument(
+        "--data-dir", type=Path, default=Path(), help="folder that paths in the config start from"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
+    command.add_argument(
+        "--run", type=Path, dest="run_dir", help="folder for checkpoints (default: runs/NAME)"
+    )
+    _add_columns(command)
+    command.add_argument("--name", help="name of the bundle")
+    command.add_argument("--version", help="version of the bundle")
+    command.add_argument("--epochs", type=int, help="passes over the rows")
+    command.add_argument("--seed", type=int, help="seed of everything random")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting of the config, as in --set train.learning_rate=5e-4",
+    )
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--threads", type=int, help="CPU threads of each process")
+    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.add_argument("--json", action="store_true", help="print the manifest when done")
+    command.set_defaults(run=_fit)
+
+
+def _add_columns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text-column", default="text", help="column of the text (default: text)")
+    command.add_argument(
+        "--label-column", default="label", help="column of the label (default: label)"
+    )
+    command.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="VALUE=NAME",
+        help="call label VALUE by NAME, as in --label 0=negative; VALUE= leaves its rows out",
+    )
+    command.add_argument("--language", default="und", help="language of the texts, as in pt or en")
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser(
+        "evaluate", help="measure a bundle on labelled texts", description="Measure a bundle."
+    )
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("data", help="file of labelled texts")
+    _add_columns(command)
+    command.add_argument("--json", action="store_true", help="print the figures as JSON")
+    command.set_defaults(run=_evaluate)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    overrides: dict[str, Any] = {}
+    for assignment in options.set:
+        key, sign, value = assignment.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {assignment}: must be KEY=VALUE")
+        overrides[key] = _toml_value(value)
+    flags = {"name": "name", "version": "version", "epochs": "train.epochs", "seed": "train.seed"}
+    for flag, key in flags.items():
+        if (value := getattr(options, flag)) is not None:
+            overrides[key] = value
+    if options.data:
+        overrides["sources"] = [_source(data, options).model_dump() for data in options.data]
+    elif options.config is None:
+        raise ConfigError("nothing to train on: name a data file or give --config")
+    config = load_config(options.config, overrides)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device")
+    run = options.run_dir or Path("runs") / config.name
+    with ranks(device) as where:
+        display = Display(quiet=options.quiet or not where.first)
+        bundle = fit(config, options.data_dir, run, options.out, where, display)
+    if bundle is not None and options.json:
+        print(bundle.manifest.model_dump_json(indent=2))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    bundle = read_bundle(options.bundle)
+    rows, _, _ = read_rows(_source(options.data, options), bundle.manifest.labels, Path())
+    probabilities = predict_bundle(bundle, encode(rows, bundle.tokenizer))
+    metrics = measure(probabilities, rows.labels)
+    if options.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _source(data: str, options: argparse.Namespace) -> SourceConfig:
+    hub = data.removeprefix("hub:") if data.startswith("hub:") else None
+    names: dict[str, str | None] = {}
+    for assignment in options.label:
+        value, sign, name = assignment.partition("=")
+        if not sign:
+            raise ConfigError(f"--label {assignment}: must be VALUE=NAME")
+        names[value] = name or None
+    return SourceConfig(
+        name=Path(data).name.split(".")[0] if hub is None else hub,
+        path=None if hub else str(Path(data).absolute()),
+        hub=hub,
+        text=options.text_column,
+        label=options.label_column,
+        labels=names or None,
+        language=options.language,
+    )
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("default")
+    sys.exit(main())

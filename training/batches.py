@@ -1,0 +1,158 @@
+"""Which rows meet in a step: like lengths together, the same for the same seed, on any machine."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.tokenizer import PAD_ID, Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Encoded rows, end to end: row i is `ids[starts[i]:starts[i + 1]]`, its class `labels[i]`."""
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def encode(cls, encodings: Sequence[Encoding], labels: npt.NDArray[np.int64]) -> "Dataset":
+        """From one encoding and one class a row."""
+        lengths = [len(encoding.input_ids) for encoding in encodings]
+        ids = [encoding.input_ids for encoding in encodings]
+        return cls(
+            ids=np.concatenate(ids).astype(np.int32) if ids else np.zeros(0, np.int32),
+            starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            labels=labels,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, [N]."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """input_ids and attention_mask [B, S], labels [B]; `rows` counts the whole step's, all ranks'."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    rows: int
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """The same batch on `device`."""
+        moved = (t.to(device) for t in (self.input_ids, self.attention_mask, self.labels))
+        return TrainingBatch(*moved, rows=self.rows)
+
+
+def epoch_rows(
+    source_of_row: npt.NDArray[np.int64], epochs: Sequence[float], generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Row numbers of one epoch, shuffled: each source's rows `epochs[source]` times.
+
+    Whole passes take every row; what remains is drawn without repetition.
+    """
+    chosen = []
+    for source, passes in enumerate(epochs):
+        rows = np.flatnonzero(source_of_row == source)
+        whole = int(passes)
+        chosen.extend([rows] * whole)
+        rest = round((passes - whole) * len(rows))
+        chosen.append(generator.permutation(rows)[:rest])
+    return generator.permutation(np.concatenate(chosen))
+
+
+def plan(
+    rows: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    max_batch_tokens: int,
+    generator: np.random.Generator | None = None,
+    pool: int = 4096,
+) -> list[npt.NDArray[np.int64]]:
+    """Split `rows` into batches of like length whose padded size is at most `max_batch_tokens`.
+
+    Rows are sorted by length inside pools of `pool`, so that with a generator two epochs do not
+    form the same batches; the batches then come in random order. Without one: everything sorted.
+    A row longer than the budget gets a batch of its own.
+    """
+    batches: list[npt.NDArray[np.int64]] = []
+    step = pool if generator is not None else max(len(rows), 1)
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        start = 0
+        for end in range(1, len(part) + 1):
+            last = end == len(part)
+            if last or (end - start + 1) * lengths[part[end]] > max_batch_tokens:
+                batches.append(part[start:end])
+                start = end
+    if generator is not None:
+        batches = [batches[i] for i in generator.permutation(len(batches))]
+    return batches
+
+
+def collate(
+    dataset: Dataset,
+    rows: npt.NDArray[np.int64],
+    crop_tokens: int | None = None,
+    generator: np.random.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask [B, S] of `rows`, padded to the longest.
+
+    Rows longer than `crop_tokens` give a window of that many tokens: at a random place with a
+    generator, from the start without.
+    """
+    lengths = dataset.lengths[rows]
+    kept = lengths if crop_tokens is None else np.minimum(lengths, crop_tokens)
+    width = int(kept.max())
+    input_ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
+    for i, row in enumerate(rows):
+        spare = int(lengths[i] - kept[i])
+        shift = int(generator.integers(spare + 1)) if generator is not None and spare else 0
+        start = dataset.starts[row] + shift
+        input_ids[i, : kept[i]] = dataset.ids[start : start + kept[i]]
+    mask = (np.arange(width) < kept[:, None]).astype(np.int64)
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatches:
+    """All batches of a run, addressed by epoch and position, so that a run can go on anywhere."""
+
+    dataset: Dataset
+    source_of_row: npt.NDArray[np.int64]
+    source_epochs: Sequence[float]
+    max_batch_tokens: int
+    crop_tokens: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def plan(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The batches of an epoch as row numbers, all ranks' together."""
+        generator = np.random.default_rng([self.seed, epoch])
+        rows = epoch_rows(self.source_of_row, self.source_epochs, generator)
+        lengths = np.minimum(self.dataset.lengths, self.crop_tokens)
+        return plan(rows, lengths, self.max_batch_tokens, generator)
+
+    def iterate(self, epoch: int, first: int = 0) -> Iterator[TrainingBatch]:
+        """This rank's part of each batch of an epoch, from batch number `first` on."""
+        for number, rows in enumerate(self.plan(epoch)):
+            if number >= first:
+                yield self._batch(epoch, number, rows)
+
+    def _batch(self, epoch: int, number: int, rows: npt.NDArray[np.int64]) -> TrainingBatch:
+        # Windows are drawn for the whole batch, so that the number of ranks changes nothing.
+        generator = np.random.default_rng([self.seed, epoch, number])
+        input_ids, mask = collate(self.dataset, rows, self.crop_tokens, generator)
+        labels = torch.from_numpy(self.dataset.labels[rows])
+        part = slice(self.rank, None, self.world_size)
+        return TrainingBatch(input_ids[part], mask[part], labels[part], rows=len(rows))

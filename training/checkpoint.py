@@ -1,0 +1,54 @@
+"""A run on disk, such that going on is the same as never having stopped."""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """The checkpoint cannot be used; the message names the file and the reason."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands. Random numbers need no state: each step seeds its own."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_score: float = -1.0
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path, fingerprint: str, progress: Progress, states: dict[str, Any]
+) -> None:
+    """Write all of a run to `path`, whole or not at all."""
+    fresh = path.with_suffix(f".new-{os.getpid()}")
+    content = {"fingerprint": fingerprint, "progress": asdict(progress), "states": states}
+    with fresh.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Any]]:
+    """Read back what `save_checkpoint` wrote under the same configuration."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found, progress, states = (content[k] for k in ("fingerprint", "progress", "states"))
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if found != fingerprint:
+        raise CheckpointError(
+            f"{path}: belongs to another configuration or other data ({found}, this run is "
+            f"{fingerprint}); choose another run folder or delete it"
+        )
+    return Progress(**progress), states

@@ -1,0 +1,125 @@
+"""A training run as a committed file: data, network, schedule."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.data import SourceConfig
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names key, value and reason."""
+
+
+class NetworkConfig(BaseModel):
+    """The network's shape; vocabulary and classes come from the data. See `ModelConfig`."""
+
+    model_config = _FROZEN
+
+    d_model: int = 192
+    layers: int = 2
+    heads: int = 6
+    d_ff: int = 384
+    max_tokens: int = 512
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+
+
+class TrainConfig(BaseModel):
+    """How the network is fitted."""
+
+    model_config = _FROZEN
+
+    seed: int = Field(0, ge=0)
+    vocab_size: int = Field(12_000, ge=64, description="Most pieces that the tokenizer may learn.")
+    epochs: int = Field(5, ge=1)
+    max_batch_tokens: int = Field(4096, ge=64, description="Padded tokens in one step, all ranks.")
+    crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.06, ge=0, le=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(0.05, ge=0)
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    token_dropout: float = Field(0.1, ge=0, lt=1, description="Share of tokens masked in a step.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Averaged weights; 0 turns it off.")
+    evaluations_per_epoch: int = Field(1, ge=1)
+    patience: int = Field(4, ge=1, description="Evaluations without a better one before the end.")
+    checkpoint_every_steps: int = Field(200, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class RunConfig(BaseModel):
+    """One run, from rows to bundle. `sources` come in order of trust: of a text that occurs in two,
+    the first is kept."""
+
+    model_config = _FROZEN
+
+    name: str = "model"
+    version: str = "1"
+    license: str = "unspecified"
+    labels: tuple[str, ...] | None = Field(None, description="Class order; None: as discovered.")
+    weights: Literal["float32", "float16"] = Field(
+        "float32", description="How model.onnx stores its weights; computing is float32."
+    )
+    exclude_keys: str | None = Field(None, description="File of row keys never to train on.")
+    validation_share: float = Field(0.1, gt=0, lt=0.5, description="Split off if none is given.")
+    test_share: float = Field(0.1, gt=0, lt=0.5, description="Split off if none is given.")
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    validation: tuple[SourceConfig, ...] = ()
+    test: tuple[SourceConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        train, network = self.train, self.network
+        if train.crop_tokens > network.max_tokens:
+            raise ValueError(
+                f"train.crop_tokens={train.crop_tokens} exceeds "
+                f"network.max_tokens={network.max_tokens}"
+            )
+        if train.max_batch_tokens < train.crop_tokens:
+            raise ValueError(
+                f"train.max_batch_tokens={train.max_batch_tokens} cannot hold one text of "
+                f"train.crop_tokens={train.crop_tokens}"
+            )
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the run: a checkpoint goes on only under the configuration that made it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'config'}={fault['input']!r}: {fault['msg']}"
+            if fault["type"] != "missing"
+            else f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors()
+            if not isinstance(fault["input"], dict) or fault["type"] != "value_error"
+        ) or "; ".join(fault["msg"] for fault in error.errors())
+        raise ConfigError(f"{path or 'command line'}: {faults}") from error

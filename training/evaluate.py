@@ -1,0 +1,85 @@
+"""How good a network is, on rows it has not seen."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+
+from model.bundle import Bundle
+from model.classifier import TextClassifier
+from training.batches import Dataset, collate, plan
+
+Logits = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+@torch.inference_mode()
+def predict(
+    network: TextClassifier, dataset: Dataset, device: torch.device, max_batch_tokens: int = 16_384
+) -> Logits:
+    """Logits [N, C] of every row, whole (no windows), in the rows' order."""
+    training = network.training
+    network.eval()
+    logits = np.zeros((len(dataset), network.config.classes), dtype=np.float32)
+    for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
+        input_ids, mask = collate(dataset, rows)
+        logits[rows] = network(input_ids.to(device), mask.to(device)).float().cpu().numpy()
+    network.train(training)
+    return logits
+
+
+def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
+    """Probabilities [N, C] of logits [N, C] at a temperature."""
+    scaled = logits / temperature
+    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
+def expected_calibration_error(probabilities: Logits, labels: Labels, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3)."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
+    gaps = [
+        abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
+        for b in range(bins)
+        if (which == b).any()
+    ]
+    return float(sum(gaps))
+
+
+def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
+    """Accuracy, macro-F1, expected calibration error, negative log-likelihood, confusion [C, C]
+    (rows: true class) and the number of rows."""
+    predicted = probabilities.argmax(axis=1)
+    classes = probabilities.shape[1]
+    own = probabilities[np.arange(len(labels)), labels]
+    return {
+        "rows": len(labels),
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(
+            f1_score(labels, predicted, labels=range(classes), average="macro", zero_division=0)
+        ),
+        "ece": expected_calibration_error(probabilities, labels),
+        "nll": float(-np.log(np.clip(own, 1e-12, None)).mean()),
+        "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
+    }
+
+
+def predict_bundle(bundle: Bundle, dataset: Dataset, max_batch_tokens: int = 16_384) -> Logits:
+    """Calibrated probabilities [N, C] of every row from a bundle's own graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        bundle.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    probabilities = np.zeros((len(dataset), bundle.manifest.config.classes), dtype=np.float32)
+    for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
+        input_ids, mask = collate(dataset, rows)
+        feeds = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        probabilities[rows] = session.run(["probabilities"], feeds)[0]
+    return probabilities

@@ -1,0 +1,252 @@
+"""The loop: plain PyTorch, one process or many under `torchrun`."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model.classifier import TextClassifier
+from training.batches import Dataset, TrainingBatch, TrainingBatches
+from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.config import TrainConfig
+from training.evaluate import predict
+from training.objectives import classification_loss, drop_tokens
+from training.progress import Display
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run; `torchrun` sets it, else there is one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """True in the process that writes files and speaks."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def ranks(device: str) -> Iterator[Ranks]:
+    """Join the process group if `torchrun` started us; leave it at the end."""
+    if not dist.is_torchelastic_launched():
+        yield Ranks(0, 1, torch.device(device))
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    local = dist.get_node_local_rank()
+    try:
+        index = local if device == "cuda" else None
+        yield Ranks(dist.get_rank(), dist.get_world_size(), torch.device(device, index))
+    finally:
+        dist.destroy_process_group()
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then linear decay to zero (Devlin et al. 2019, appendix A.2)."""
+    warmup = max(1, round(config.warmup * steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, embedding."""
+    decayed, plain = [], []
+    for name, parameter in network.named_parameters():
+        matrix = parameter.dim() >= 2 and not name.startswith(("embedding", "query"))
+        (decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+class Trainer:
+    """One run: owns the weights, their average, the optimiser and where the run stands."""
+
+    def __init__(
+        self,
+        network: TextClassifier,
+        batches: TrainingBatches,
+        validation: dict[str, Dataset],
+        config: TrainConfig,
+        fingerprint: str,
+        run: Path,
+        where: Ranks,
+    ) -> None:
+        self.config, self.batches, self.validation = config, batches, validation
+        self.fingerprint, self.run, self.where = fingerprint, run, where
+        self.network = network.to(where.device)
+        self.wrapped: nn.Module = self.network
+        if where.world_size > 1:
+            self.wrapped = DistributedDataParallel(self.network)
+        self.average = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
+        )
+        self.optimizer = optimizer(self.network, config)
+        self.progress = Progress()
+        half = config.precision == "bfloat16" or (
+            config.precision == "auto" and where.device.type == "cuda"
+        )
+        self.autocast = torch.autocast(where.device.type, torch.bfloat16, enabled=half)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run is kept for going on."""
+        return self.run / "checkpoint.pt"
+
+    @property
+    def best(self) -> Path:
+        """Where the best weights so far are kept."""
+        return self.run / "best.pt"
+
+    def fit(self, display: Display) -> list[dict[str, float]]:
+        """Train to the end or to no more gain; the network then holds the best weights.
+
+        Goes on from the run folder's checkpoint where there is one. Returns one entry an
+        evaluation: step, loss, train_accuracy, learning_rate, validation accuracies, texts_per_s.
+        """
+        if self.checkpoint.exists():
+            self._restore()
+        lengths = [len(self.batches.plan(epoch)) for epoch in range(self.config.epochs)]
+        steps, progress = sum(lengths), self.progress
+        meter = Meter()
+        with display.steps(steps, progress.step) as bar:
+            while progress.epoch < self.config.epochs and not self._stalled():
+                evaluate_every = math.ceil(
+                    lengths[progress.epoch] / self.config.evaluations_per_epoch
+                )
+                for batch in self.batches.iterate(progress.epoch, progress.batch):
+                    self._step(batch, steps, meter)
+                    bar.advance(meter)
+                    epoch_ends = progress.batch == lengths[progress.epoch]
+                    if progress.batch % evaluate_every == 0 or epoch_ends:
+                        self._evaluate(steps, meter, display)
+                    elif progress.step % self.config.checkpoint_every_steps == 0:
+                        self._save()
+                    if self._stalled():
+                        break
+                else:
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
+        self._save()
+        if self.where.world_size > 1:
+            dist.barrier()
+        best = torch.load(self.best, map_location=self.where.device, weights_only=True)
+        self.network.load_state_dict(best)
+        return progress.history
+
+    def _step(self, batch: TrainingBatch, steps: int, meter: "Meter") -> None:
+        config, progress = self.config, self.progress
+        # Each step seeds its own dropout: a run that goes on draws what it would have drawn.
+        torch.manual_seed((self.batches.seed * 1_000_003 + progress.step) * 4096 + self.where.rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress.step, steps, config)
+        self.wrapped.train()
+        self.optimizer.zero_grad()
+        batch = batch.to(self.where.device)
+        input_ids = drop_tokens(batch.input_ids, batch.attention_mask, config.token_dropout)
+        with self.autocast:
+            logits = self.wrapped(input_ids, batch.attention_mask)
+        loss = classification_loss(logits.float(), batch.labels, batch.rows, config.label_smoothing)
+        # DistributedDataParallel takes the mean over ranks; the loss is a sum over them.
+        (loss * self.where.world_size).backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        if config.ema_decay:
+            self.average.update_parameters(self.network)
+        meter.add(loss.detach(), logits.detach(), batch)
+        progress.step, progress.batch = progress.step + 1, progress.batch + 1
+
+    def _evaluate(self, steps: int, meter: "Meter", display: Display) -> None:
+        progress = self.progress
+        candidate = self.average.module if self.config.ema_decay else self.network
+        entry = {
+            "step": progress.step,
+            "learning_rate": learning_rate(progress.step, steps, self.config),
+            **meter.take(),
+        }
+        scores = {}
+        for name, dataset in self.validation.items():
+            logits = predict(candidate, dataset, self.where.device)
+            scores[name] = float((logits.argmax(1) == dataset.labels).mean())
+        score = sum(scores.values()) / len(scores)
+        better = score > progress.best_score
+        if better:
+            progress.best_score, progress.best_step = score, progress.step
+            progress.evaluations_without_gain = 0
+        else:
+            progress.evaluations_without_gain += 1
+        entry |= {f"accuracy/{name}": value for name, value in scores.items()}
+        progress.history.append(entry | {"score": score})
+        if self.where.first and better:
+            torch.save(candidate.state_dict(), self.best.with_suffix(".new"))
+            self.best.with_suffix(".new").replace(self.best)
+        self._save()
+        display.evaluation(progress.history[-1], better)
+
+    def _stalled(self) -> bool:
+        return self.progress.evaluations_without_gain >= self.config.patience
+
+    def _states(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _save(self) -> None:
+        if self.where.first:
+            save_checkpoint(self.checkpoint, self.fingerprint, self.progress, self._states())
+
+    def _restore(self) -> None:
+        self.progress, states = load_checkpoint(self.checkpoint, self.fingerprint)
+        self.network.load_state_dict(states["network"])
+        self.average.load_state_dict(states["average"])
+        self.optimizer.load_state_dict(states["optimizer"])
+
+
+class Meter:
+    """Loss, accuracy and speed since it was last read."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.loss_sum, self.correct, self.seen, self.texts, self.steps = 0.0, 0, 0, 0, 0
+        self.since_s = time.monotonic()
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: TrainingBatch) -> None:
+        """Count one step."""
+        share = len(batch.labels) / batch.rows
+        self.loss_sum += float(loss) / max(share, 1e-9)
+        self.correct += int((logits.argmax(1) == batch.labels).sum())
+        self.seen += len(batch.labels)
+        self.texts += batch.rows
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Means so far, nothing reset."""
+        elapsed_s = max(time.monotonic() - self.since_s, 1e-9)
+        return {
+            "loss": self.loss_sum / max(self.steps, 1),
+            "train_accuracy": self.correct / max(self.seen, 1),
+            "texts_per_s": self.texts / elapsed_s,
+        }
+
+    def take(self) -> dict[str, float]:
+        """Means so far; counting begins anew."""
+        values = self.read()
+        self._reset()
+        return values
