@@ -8,8 +8,8 @@
     ├── Unavailable          draining, not warm yet, or the backend is gone
     └── BackendFailed        the backend failed on this very row; its neighbours were answered
 
-The servicer's table turns each into one gRPC status; anything else is a fault of ours, answered with
-a generic text and the request id that is also in the log.
+The converters' table turns each into one gRPC status; anything else is a fault of ours, answered
+with a generic text and the request id that is also in the log.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field of a call that cannot be served: its path, as in `texts[3]`, and why, with the
-    limit. Never holds the user's text."""
+    """One field of a call that cannot be served: its path, as in `texts[3]`, and why.
+
+    The reason names value and limit, and never holds the user's text.
+    """
 
     field: str
     description: str

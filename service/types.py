@@ -20,15 +20,37 @@ class View(enum.Enum):
     ATTENTIONS = "attentions"
 
 
+class Variant(enum.Enum):
+    """Which part of the graph a row needs; the value names the outputs that are computed.
+
+    ONNX Runtime computes every output of a graph, fetched or not, so a row that asks for no view
+    must run in a graph that has none.
+    """
+
+    PLAIN = ("logits", "probabilities")
+    EXPLAIN = (*PLAIN, "evidence", "contributions", "pooling_attention")
+    FULL = (*EXPLAIN, "attentions")
+
+
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """Which views a call wants. `layers` and `heads` are checked, never empty when ATTENTIONS is
-    among the views; `dtype` is the element type of the tensors answered."""
+    """Which views a call wants.
+
+    `layers` and `heads` are checked, and never empty when ATTENTIONS is among the views; `dtype` is
+    the element type of the tensors answered.
+    """
 
     views: frozenset[View] = frozenset()
     layers: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     dtype: type[np.float32] | type[np.float16] = np.float32
+
+    @property
+    def variant(self) -> Variant:
+        """The smallest graph that holds all of the views."""
+        if View.ATTENTIONS in self.views:
+            return Variant.FULL
+        return Variant.EXPLAIN if self.views else Variant.PLAIN
 
 
 NO_VIEWS = ViewRequest()
@@ -45,8 +67,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one text of S tokens. Arrays are cut to S and hold what was asked for, else
-    None. `logits` and `probabilities` are [C] float32."""
+    """The answer for one text of S tokens.
+
+    `logits` and `probabilities` are [C] float32; `views` holds what was asked for, cut to S.
+    """
 
     logits: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]

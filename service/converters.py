@@ -1,0 +1,116 @@
+"""Between the wire and the service's own types; nothing is decided here."""
+
+from collections.abc import Sequence
+
+import grpc
+import numpy as np
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+
+from protos.realce.v1 import classifier_pb2 as pb
+from service.errors import (
+    BackendFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RealceError,
+    Unavailable,
+)
+from service.types import FloatArray, ModelDescription, Prediction, View, ViewRequest
+from service.validation import Limits
+
+CODES: dict[type[RealceError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    BackendFailed: grpc.StatusCode.INTERNAL,
+}
+
+
+def response(
+    predictions: Sequence[Prediction], request: ViewRequest, model: ModelDescription
+) -> pb.ClassifyResponse:
+    """The answer to a call."""
+    message = pb.ClassifyResponse(model_name=model.name, model_version=model.version)
+    if View.EVIDENCE in request.views or View.CONTRIBUTIONS in request.views:
+        message.bias.extend(model.bias)
+    for one in predictions:
+        _prediction(message.predictions.add(), one, model.labels)
+    return message
+
+
+def _prediction(message: pb.Prediction, one: Prediction, labels: Sequence[str]) -> None:
+    probabilities, logits = one.probabilities.tolist(), one.logits.tolist()
+    best = max(range(len(labels)), key=probabilities.__getitem__)
+    message.label = labels[best]
+    message.probability = probabilities[best]
+    message.truncated = one.truncated
+    for label, probability, logit in zip(labels, probabilities, logits, strict=True):
+        message.scores.add(label=label, probability=probability, logit=logit)
+    for token in one.tokens:
+        message.tokens.add(text=token.text, start=token.start, end=token.end)
+    for view, array in one.views.items():
+        _tensor(getattr(message, view.value), array)
+
+
+def _tensor(message: pb.Tensor, array: FloatArray) -> None:
+    message.shape.extend(array.shape)
+    half = array.dtype == np.float16
+    message.data_type = pb.DATA_TYPE_FLOAT16 if half else pb.DATA_TYPE_FLOAT32
+    message.data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def model(description: ModelDescription, limits: Limits) -> pb.Model:
+    """The model in service."""
+    return pb.Model(
+        name=description.name,
+        version=description.version,
+        labels=description.labels,
+        languages=description.languages,
+        max_tokens=description.max_tokens,
+        layers=description.layers,
+        heads=description.heads,
+        bias=description.bias,
+        temperature=description.temperature,
+        views=[view for view in pb.View.values() if view],
+        license=description.license,
+        provider=description.provider,
+        fingerprint=description.fingerprint,
+        limits=pb.Limits(
+            max_texts=limits.max_texts,
+            max_text_bytes=limits.max_text_bytes,
+            max_response_bytes=limits.max_answer_bytes,
+        ),
+    )
+
+
+def status(error: Exception, request_id: str) -> Status:
+    """The status of a call that failed; faults of ours say no more than the request id."""
+    code = CODES.get(type(error)) if isinstance(error, RealceError) else None
+    if code is None:
+        code, text = grpc.StatusCode.INTERNAL, "internal error"
+    else:
+        text = str(error)
+    details = [error_details_pb2.RequestInfo(request_id=request_id)]
+    if isinstance(error, InvalidRequest):
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.description)
+        details.insert(0, bad)
+    elif isinstance(error, Overloaded):
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        details.insert(0, error_details_pb2.RetryInfo(retry_delay=delay))
+    if code is grpc.StatusCode.INTERNAL:
+        text = f"{text} (request {request_id})"
+    message = Status(code=code.value[0], message=text)
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        message.details.append(packed)
+    return message

@@ -1,0 +1,162 @@
+"""From texts to predictions: tokenize, admit, compute, cut. Knows nothing of gRPC."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from model.bundle import Bundle
+from model.tokenizer import Encoding
+from service.backend import Backend
+from service.batcher import Batcher
+from service.errors import Unavailable
+from service.scheduler import Entry, Scheduler
+from service.tokenization import Tokenization
+from service.types import ModelDescription, Prediction, Token, ViewRequest
+from service.views import check_answer_bytes
+
+CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is tokenized
+
+
+class Engine:
+    """One bundle in service.
+
+    `on_failure` is called on the loop when the backend is gone for good; from then on every call
+    fails with `Unavailable`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        max_batch_tokens: int = 2048,
+        max_queue_tokens: int = 131_072,
+        max_answer_bytes: int = 64 << 20,
+        on_failure: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        manifest = bundle.manifest
+        self.description = ModelDescription(
+            name=manifest.name,
+            version=manifest.version,
+            labels=manifest.labels,
+            languages=manifest.languages,
+            max_tokens=manifest.max_tokens,
+            layers=manifest.config.layers,
+            heads=manifest.config.heads,
+            bias=manifest.bias,
+            temperature=manifest.temperature,
+            license=manifest.license,
+            provider=backend.provider,
+            fingerprint=bundle.fingerprint,
+        )
+        self.ready = False
+        self._backend = backend
+        self._max_answer_bytes = max_answer_bytes
+        self._notify_failure = on_failure
+        self._tokenization = Tokenization(bundle.tokenizer)
+        self._tokenizing_characters = 0
+        self._scheduler = Scheduler(
+            max_batch_tokens=max_batch_tokens,
+            max_queue_tokens=max_queue_tokens,
+            attention_maps=manifest.config.layers * manifest.config.heads,
+            clock=clock,
+            parallel=backend.parallel,
+        )
+        self._batcher = Batcher(backend, self._scheduler, self._fail)
+
+    async def start(self) -> None:
+        """Warm the backend up, off the loop; then calls are answered."""
+        await asyncio.to_thread(self._backend.warm_up)
+        self.ready = True
+
+    async def classify(
+        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+    ) -> list[Prediction]:
+        """One prediction a text, in order; `deadline` in seconds on the engine's clock.
+
+        Raises the errors of `service.errors`. Cancelling the caller's task cancels the work.
+        """
+        if not self.ready:
+            raise Unavailable("not serving: starting or stopping")
+        encodings = await self._encode(texts, request, deadline)
+        lengths = [len(encoding.input_ids) for encoding in encodings]
+        check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
+        shape = (len(texts), len(self.description.labels))
+        entry = Entry(
+            input_ids=[encoding.input_ids for encoding in encodings],
+            request=request,
+            deadline=deadline,
+            logits=np.empty(shape, dtype=np.float32),
+            probabilities=np.empty(shape, dtype=np.float32),
+            views=[{} for _ in texts] if request.views else [],
+        )
+        try:
+            await self._batcher.submit(entry)
+        except asyncio.CancelledError:
+            self._scheduler.forget(entry)
+            raise
+        return _predictions(texts, encodings, entry)
+
+    async def _encode(
+        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+    ) -> list[Encoding]:
+        """Tokenize, unless what already waits leaves no room or time for it."""
+        characters = sum(map(len, texts))
+        waiting = self._tokenizing_characters // CHARACTERS_PER_TOKEN
+        self._scheduler.check(min(waiting, self._scheduler.max_queue_tokens), deadline)
+        self._tokenizing_characters += characters
+        try:
+            return await self._tokenization.encode(texts, offsets=bool(request.views))
+        finally:
+            self._tokenizing_characters -= characters
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """Tokens queued, rows computed and rows answered so far."""
+        return (
+            self._scheduler.queued_tokens,
+            self._batcher.computed_rows,
+            self._batcher.answered_rows,
+        )
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse what is new; wait at most `grace_s` seconds for what is under way."""
+        self.ready = False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._batcher.idle(), grace_s)
+
+    def close(self) -> None:
+        """Fail what is left and let go of all threads."""
+        self.ready = False
+        self._batcher.close()
+        self._tokenization.close()
+
+    def _fail(self) -> None:
+        self.ready = False
+        self._notify_failure()
+
+
+def _predictions(
+    texts: Sequence[str], encodings: Sequence[Encoding], entry: Entry
+) -> list[Prediction]:
+    assert entry.logits is not None
+    assert entry.probabilities is not None
+    return [
+        Prediction(
+            logits=entry.logits[row],
+            probabilities=entry.probabilities[row],
+            truncated=encoding.truncated,
+            tokens=_tokens(text, encoding) if entry.views else (),
+            views=entry.views[row] if entry.views else {},
+        )
+        for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+    ]
+
+
+def _tokens(text: str, encoding: Encoding) -> list[Token]:
+    assert encoding.offsets is not None
+    return [Token(text[start:end], start, end) for start, end in encoding.offsets.tolist()]

@@ -1,0 +1,153 @@
+"""ONNX Runtime: sessions over one set of weights, one for each variant of the graph."""
+
+import importlib.metadata
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from model.tokenizer import UNK_ID
+from service.backend import BackendGone, Outputs
+from service.types import IntArray, Variant
+
+Device = Literal["auto", "cpu", "cuda"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WARM_UP_SHAPES = ((1, 1), (1, 16), (4, 32))
+
+
+class DeviceError(RuntimeError):
+    """The device asked for cannot be used; the message says what can."""
+
+
+class OrtBackend:
+    """The graph in ONNX Runtime, on one device.
+
+    On a CPU each batch runs on one thread and `threads` batches run side by side: measured faster
+    than one batch spread over all threads, and it leaves no thread spinning.
+    """
+
+    def __init__(
+        self, graph: onnx.ModelProto, *, device: Device = "auto", threads: int = 0
+    ) -> None:
+        """`threads` 0 takes the CPU quota of this process. Raises `DeviceError`."""
+        self.provider = choose_provider(device)
+        self.parallel = 1 if self.provider == CUDA else threads or cpu_quota()
+        self._sessions = {v: self._session(graph, v) for v in Variant}
+
+    def _session(self, graph: onnx.ModelProto, variant: Variant) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        part = extract(graph, variant.value).SerializeToString()
+        session = onnxruntime.InferenceSession(part, options, providers=[self.provider])
+        if session.get_providers()[0] != self.provider:
+            raise DeviceError(
+                f"device: {self.provider} could not start; ONNX Runtime fell back to "
+                f"{session.get_providers()[0]}, which is refused"
+            )
+        session.disable_fallback()
+        return session
+
+    def warm_up(self) -> None:
+        """Run every variant at a few shapes."""
+        for variant in Variant:
+            for rows, width in WARM_UP_SHAPES:
+                ids = np.full((rows, width), UNK_ID, dtype=np.int64)
+                self.run(ids, np.ones_like(ids), variant)
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
+        """See `Backend.run`. The interpreter lock is free meanwhile."""
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            values = self._sessions[variant].run(None, feeds)
+        except Exception as error:
+            if "CUDA failure" in str(error) or "CUDA error" in str(error):
+                raise BackendGone(f"{self.provider}: the device is lost") from error
+            raise
+        return dict(zip(variant.value, values, strict=True))
+
+
+def choose_provider(device: Device) -> str:
+    """The execution provider for a device; `auto` is CUDA where it is built in, else CPU.
+
+    Never falls back in silence: `cuda` without CUDA raises `DeviceError`.
+    """
+    packages = [
+        name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)
+    ]  # each overwrites the other's files
+    if len(packages) > 1:
+        raise DeviceError(f"{' and '.join(packages)} are both installed; uninstall one of them")
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and CUDA not in available:
+        raise DeviceError(
+            f"device=cuda: this ONNX Runtime has only {', '.join(available)}; "
+            "install the extra 'gpu' in place of 'cpu'"
+        )
+    if device == "cpu" or CUDA not in available:
+        return CPU
+    onnxruntime.preload_dlls()
+    return CUDA
+
+
+def extract(graph: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
+    """The part of a graph that computes `outputs`: the same nodes and weights, and no others."""
+    producer = {name: node for node in graph.graph.node for name in node.output}
+    needed, pending = set[str](), list(outputs)
+    while pending:
+        name = pending.pop()
+        if name and name not in needed:
+            needed.add(name)
+            if name in producer:
+                pending.extend(_reads(producer[name]))
+    part = onnx.ModelProto(ir_version=graph.ir_version)
+    part.opset_import.extend(graph.opset_import)
+    part.graph.name = graph.graph.name
+    part.graph.input.extend(graph.graph.input)
+    by_name = {value.name: value for value in graph.graph.output}
+    part.graph.output.extend(by_name[name] for name in outputs)
+    part.graph.node.extend(n for n in graph.graph.node if not needed.isdisjoint(n.output))
+    part.graph.initializer.extend(t for t in graph.graph.initializer if t.name in needed)
+    return part
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for subgraph in (attribute.g, *attribute.graphs):
+            for inner in subgraph.node:
+                yield from _reads(inner)
+
+
+def cpu_quota() -> int:
+    """CPUs this process may use: its affinity, cut to the cgroup's quota, at least 1.
+
+    ONNX Runtime sizes its pools from the host and would overcommit a container.
+    """
+    cpus: float = len(os.sched_getaffinity(0))
+    for path, second in (
+        (Path("/sys/fs/cgroup/cpu.max"), None),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    ):
+        try:
+            fields = path.read_text().split() + (second.read_text().split() if second else [])
+            quota, period = fields[0], float(fields[1])
+        except (OSError, IndexError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            cpus = min(cpus, float(quota) / period)
+    return max(1, math.floor(cpus))
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
