@@ -86,7 +86,7 @@ class Batcher:
             self._idle.set()
 
     def _run(self, batch: Batch) -> list[Outcome]:
-        """In a worker thread: run a batch, halving one that fails until the bad row stands alone."""
+        """In a worker thread: run a batch; halve one that fails until the bad row is alone."""
         started = time.perf_counter()
         try:
             input_ids, mask = batch.arrays()

@@ -20,7 +20,7 @@ from service.errors import (
     Unavailable,
 )
 from service.types import FloatArray, ModelDescription, Prediction, View, ViewRequest
-from service.validation import Limits
+from service.validation import VIEWS, Limits
 
 CODES: dict[type[RealceError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,7 +77,7 @@ def model(description: ModelDescription, limits: Limits) -> pb.Model:
         heads=description.heads,
         bias=description.bias,
         temperature=description.temperature,
-        views=[view for view in pb.View.values() if view],
+        views=VIEWS,
         license=description.license,
         provider=description.provider,
         fingerprint=description.fingerprint,

@@ -6,7 +6,8 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -27,7 +28,9 @@ MAX_REQUEST_ID = 64
 log = structlog.get_logger("realce.call")
 
 M = TypeVar("M", bound=Message)
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:  # the library's classes take no parameters at run time
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.GenericRpcHandler[Any, Any]
 
 
 def decoder(kind: type[M]) -> Callable[[bytes], M | None]:
@@ -48,10 +51,10 @@ class ClassifierServicer:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine, self._limits = engine, limits
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self) -> "Handler":
         """The methods with our own deserialisers, for `grpc.aio.Server`."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        write = Message.SerializeToString
+        write = methodcaller("SerializeToString")
         methods = {
             "Classify": unary(self.classify, decoder(pb.ClassifyRequest), write),
             "ClassifyStream": stream(
@@ -62,14 +65,14 @@ class ClassifierServicer:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def classify(
-        self, request: pb.ClassifyRequest | None, context: Context
+        self, request: pb.ClassifyRequest | None, context: "Context"
     ) -> pb.ClassifyResponse:
         """See the protocol."""
         deadline = _deadline(context)
         return await _answer(context, "Classify", lambda: self._classify(request, deadline))
 
     async def get_model(
-        self, request: pb.GetModelRequest | None, context: Context
+        self, request: pb.GetModelRequest | None, context: "Context"
     ) -> pb.GetModelResponse:
         """See the protocol."""
 
@@ -81,7 +84,7 @@ class ClassifierServicer:
         return await _answer(context, "GetModel", describe)
 
     async def classify_stream(
-        self, requests: AsyncIterator[pb.ClassifyStreamRequest | None], context: Context
+        self, requests: AsyncIterator[pb.ClassifyStreamRequest | None], context: "Context"
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
         request_id, deadline = _request_id(context), _deadline(context)
@@ -139,7 +142,7 @@ class ClassifierServicer:
         return converters.response(predictions, views, model)
 
 
-async def _answer(context: Context, method: str, work: Callable[[], Awaitable[M]]) -> M:
+async def _answer(context: "Context", method: str, work: Callable[[], Awaitable[M]]) -> M:
     """Do the work; turn what goes wrong into a status; write one line of log."""
     started = time.perf_counter()
     request_id = _request_id(context)
@@ -194,13 +197,13 @@ def _malformed() -> InvalidRequest:
     )
 
 
-def _deadline(context: Context) -> float | None:
+def _deadline(context: "Context") -> float | None:
     """When the caller stops waiting, in seconds on the monotonic clock."""
     left_s = context.time_remaining()
     return None if left_s is None else time.monotonic() + left_s
 
 
-def _request_id(context: Context) -> str:
+def _request_id(context: "Context") -> str:
     """The caller's request id where it sent a decent one, else a new one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID:

@@ -41,7 +41,7 @@ def check_model(name: str, model: ModelDescription) -> None:
 def check_request(
     request: pb.ClassifyRequest, model: ModelDescription, limits: Limits
 ) -> ViewRequest:
-    """The views a call wants. Raises `InvalidRequest` with every fault found, or `ModelNotFound`."""
+    """The views a call wants. Raises `InvalidRequest` with all faults, or `ModelNotFound`."""
     check_model(request.model, model)
     violations = list(_texts(request.texts, limits))
     plain = not (request.views or request.data_type or request.HasField("attention_selection"))

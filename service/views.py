@@ -58,6 +58,6 @@ def cut(outputs: Outputs, row: int, length: int, request: ViewRequest) -> dict[V
             part = whole[:, :length]
         else:
             part = whole[:length]
-        # Half precision overflows at 65,504, far beyond any logit's share.
-        views[view] = np.array(part, dtype=request.dtype, order="C")
+        # A copy: the answer must not keep the whole batch alive.
+        views[view] = part.astype(request.dtype, order="C")
     return views
