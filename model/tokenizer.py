@@ -50,6 +50,8 @@ class Tokenizer:
                     f"tokenizer: {token} must have id {token_id}, has {raw.token_to_id(token)}"
                 )
         raw.no_padding()
+        # A caller who writes "[PAD]" means the word.
+        raw.encode_special_tokens = True
         # One more than the limit, so that a cut is seen; no text pays for more than that.
         raw.enable_truncation(max_tokens + 1)
         self._raw = raw

@@ -1,0 +1,65 @@
+"""Stand-ins that a test drives by hand."""
+
+import threading
+
+import numpy as np
+
+from service.backend import BackendGone, Outputs
+from service.types import IntArray, Variant
+
+POISON_ID = 666  # a row that begins with it makes the backend fail
+NAN_ID = 667  # a row that begins with it gets no finite answer
+
+
+class FakeClock:
+    """A clock that moves when told to, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeBackend:
+    """Answers each row with the sum of its ids; fails where told to; can be held."""
+
+    provider = "FakeExecutionProvider"
+
+    def __init__(self, parallel: int = 1) -> None:
+        self.parallel = parallel
+        self.batches: list[list[list[int]]] = []
+        self.gone = False
+        self.broken = False
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Semaphore(0)
+
+    def warm_up(self) -> None:
+        """Nothing is cold here."""
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
+        """See `Backend.run`."""
+        self.entered.release()
+        assert self.open.wait(20)
+        rows = [ids[mask == 1].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        self.batches.append(rows)
+        if self.gone:
+            raise BackendGone("pulled out")
+        if self.broken or any(row[0] == POISON_ID for row in rows):
+            raise RuntimeError("poison")
+        size, width = input_ids.shape
+        total = (input_ids * attention_mask).sum(axis=1).astype(np.float32)
+        total[input_ids[:, 0] == NAN_ID] = np.nan
+        logits = np.stack([-total, total], axis=1)
+        whole = {
+            "logits": logits,
+            "probabilities": logits,
+            "evidence": np.ones((size, width, 2), np.float32),
+            "contributions": np.ones((size, width, 2), np.float32),
+            "pooling_attention": np.ones((size, 3, width), np.float32),
+            "attentions": np.arange(size * 2 * 3 * width * width, dtype=np.float32).reshape(
+                size, 2, 3, width, width
+            ),
+        }
+        return {name: whole[name] for name in variant.value}

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from model.attention import (
+    MultiHeadAttention,
+    rotary_angles,
+    rotate,
+    scaled_dot_product_attention,
+)
+
+
+def test_literal_attention():
+    query = torch.tensor([[[[math.sqrt(2) * math.log(3), 0.0]]]])  # [1, 1, 1, 2]
+    key = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]]])
+    value = torch.tensor([[[[4.0, 0.0], [0.0, 8.0], [100.0, 100.0]]]])
+    mask = torch.tensor([[[[True, True, False]]]])
+    context, weights = scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(weights, torch.tensor([[[[0.75, 0.25, 0.0]]]]))
+    torch.testing.assert_close(context, torch.tensor([[[[3.0, 2.0]]]]))
+    assert weights[0, 0, 0, 2] == 0
+
+
+def torch_twin(ours: MultiHeadAttention, d_model: int) -> nn.MultiheadAttention:
+    twin = nn.MultiheadAttention(d_model, ours.heads, bias=False, batch_first=True)
+    parts = (ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight)
+    with torch.no_grad():
+        twin.in_proj_weight.copy_(torch.cat(parts))
+        twin.out_proj.weight.copy_(ours.out_proj.weight)
+    return twin
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("queries", ["self", "cross"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_agrees_with_torch(heads, queries, padded, need_weights):
+    torch.manual_seed(0)
+    ours = MultiHeadAttention(32, heads)
+    key_value = torch.randn(3, 7, 32)
+    query = key_value if queries == "self" else torch.randn(3, 2, 32)
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    if padded:
+        mask[1, 4:] = False
+    expected, expected_weights = torch_twin(ours, 32)(
+        query, key_value, key_value, key_padding_mask=~mask, average_attn_weights=False
+    )
+    context, weights = ours(query, key_value, mask[:, None, None], need_weights=need_weights)
+    assert (context - expected).abs().max() <= 1e-6
+    if need_weights:
+        assert (weights - expected_weights).abs().max() <= 1e-6
+        assert (weights.sum(-1) - 1).abs().max() <= 1e-6
+        assert (weights[1, :, :, 4:] == 0).all() == padded
+    else:
+        assert weights is None
+
+
+def test_weights_are_those_before_dropout():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(16, 2, dropout=0.5)
+    x = torch.randn(2, 5, 16)
+    _, training = attention(x, x)
+    _, evaluating = attention.eval()(x, x)
+    torch.testing.assert_close(training, evaluating)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
+def test_rotary_scores_depend_on_distance_alone(first, second, shift):
+    cos, sin = rotary_angles(64, 8, 10_000.0)
+    generator = torch.Generator().manual_seed(first * 41 + second)
+    q, k = torch.randn(2, 8, generator=generator)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return rotate(q, cos[i], sin[i]) @ rotate(k, cos[j], sin[j])
+
+    torch.testing.assert_close(
+        score(first, second), score(first + shift, second + shift), atol=1e-4, rtol=1e-4
+    )

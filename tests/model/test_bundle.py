@@ -1,0 +1,149 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from model.bundle import BundleError, read_bundle, sha256, write_bundle
+from model.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+def edit_manifest(path: Path, edit: Callable[[dict], object]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    edit(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def rehash(path: Path, name: str) -> None:
+    digest = sha256((path / name).read_bytes())
+    edit_manifest(path, lambda manifest: manifest["files"].update({name: digest}))
+
+
+def edit_graph(path: Path, edit: Callable[[onnx.ModelProto], object]) -> None:
+    graph = onnx.load(path / "model.onnx")
+    edit(graph)
+    (path / "model.onnx").write_bytes(graph.SerializeToString())
+    rehash(path, "model.onnx")
+
+
+def test_reads_what_training_wrote(bundle):
+    assert bundle.manifest.labels == ("negative", "positive")
+    assert bundle.tokenizer.vocab_size == bundle.manifest.config.vocab_size
+    assert len(bundle.fingerprint) == 64
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "report/model_card.md"])
+def test_one_flipped_bit_is_noticed(copy: Path, name: str):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}: damaged"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "report/loss.png"])
+def test_missing_file(copy: Path, name: str):
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{name}: missing"):
+        read_bundle(copy)
+
+
+def test_unknown_file(copy: Path):
+    (copy / "extra.bin").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"unknown file extra\.bin"):
+        read_bundle(copy)
+
+
+def test_links_are_refused(copy: Path):
+    (copy / "report" / "link").symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="links are refused"):
+        read_bundle(copy)
+
+
+def test_no_such_folder(tmp_path: Path):
+    with pytest.raises(BundleError, match="no such folder"):
+        read_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda m: m.update(schema_version=2), "schema_version"),
+        (lambda m: m.update(colour="red"), "colour"),
+        (lambda m: m.pop("labels"), "labels"),
+        (lambda m: m.update(labels=["a", "b", "c"]), "labels has 3 entries, config.classes is 2"),
+        (lambda m: m.update(labels=["a", "a"]), "not distinct"),
+        (lambda m: m.update(temperature=0), "temperature"),
+        (lambda m: m.update(opset=26), "opset"),
+        (lambda m: m["files"].pop("model.onnx"), "does not list model.onnx"),
+        (lambda m: m["files"].update({"../x": "0" * 64}), "leads out of the bundle"),
+        (lambda m: m["config"].update(heads=7), "must divide"),
+    ],
+)
+def test_manifest_is_checked(copy: Path, edit, reason: str):
+    edit_manifest(copy, edit)
+    with pytest.raises(BundleError, match=reason):
+        read_bundle(copy)
+
+
+def external(graph: onnx.ModelProto) -> None:
+    tensor = graph.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="/etc/passwd"))
+
+
+def nested_domain(graph: onnx.ModelProto) -> None:
+    inner = onnx.helper.make_graph([onnx.helper.make_node("X", [], [], domain="evil")], "g", [], [])
+    graph.graph.node.append(onnx.helper.make_node("If", ["c"], [], then_branch=inner))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda g: g.opset_import.append(onnx.helper.make_opsetid("com.evil", 1)), "com.evil"),
+        (lambda g: setattr(g.graph.node[0], "domain", "com.evil"), "com.evil"),
+        (nested_domain, "evil"),
+        (external, "outside the file"),
+        (lambda g: setattr(g.opset_import[0], "version", 21), "opset 21"),
+        (lambda g: g.graph.output.pop(), "outputs are"),
+        (lambda g: g.functions.add(name="f"), "functions"),
+    ],
+)
+def test_odd_graphs_are_refused_even_with_their_hash_right(copy: Path, edit, reason: str):
+    edit_graph(copy, edit)
+    with pytest.raises(BundleError, match=reason):
+        read_bundle(copy)
+
+
+def test_a_graph_of_noise_is_refused(copy: Path):
+    (copy / "model.onnx").write_bytes(b"\x00noise")
+    rehash(copy, "model.onnx")
+    with pytest.raises(BundleError, match="not an ONNX model"):
+        read_bundle(copy)
+
+
+def test_a_tokenizer_of_another_model_is_refused_even_with_its_hash_right(copy: Path):
+    other = Tokenizer.train(["a b c"] * 9, vocab_size=40, max_tokens=64)
+    (copy / "tokenizer.json").write_text(other.to_json())
+    rehash(copy, "tokenizer.json")
+    with pytest.raises(BundleError, match="exported with another tokenizer"):
+        read_bundle(copy)
+
+
+def test_a_failing_write_leaves_the_old_bundle(copy: Path, bundle):
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    fields = bundle.manifest.model_dump(exclude={"files"})
+    graph = onnx.ModelProto.FromString(bundle.graph.SerializeToString())
+    del graph.metadata_props[:]
+    graph.graph.output.pop()
+    with pytest.raises(BundleError, match="outputs are"):
+        write_bundle(copy, graph=graph, tokenizer=bundle.tokenizer, report={}, **fields)
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from model.classifier import TextClassifier
+from model.config import ModelConfig
+
+
+@pytest.fixture
+def network() -> TextClassifier:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=50, classes=3, d_model=24, layers=3, heads=4, d_ff=32, max_tokens=16
+    )
+    network = TextClassifier(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return network
+
+
+@pytest.fixture
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two texts, of 9 and of 5 tokens."""
+    input_ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    return input_ids * mask, mask
+
+
+def test_explaining_answers_as_not_explaining(network, padded):
+    torch.testing.assert_close(network.explain(*padded).logits, network(*padded))
+
+
+@pytest.mark.parametrize("view", ["evidence", "contributions"])
+def test_account_is_complete(network, padded, view):
+    explanation = network.explain(*padded)
+    total = getattr(explanation, view).sum(dim=1) + network.head.bias
+    assert (total - explanation.logits).abs().max() <= 1e-5
+
+
+def test_padding_holds_exactly_nothing(network, padded):
+    explanation = network.explain(*padded)
+    assert (explanation.evidence[1, 5:] == 0).all()
+    assert (explanation.contributions[1, 5:] == 0).all()
+    assert (explanation.pooling_attention[1, :, 5:] == 0).all()
+    assert (explanation.attentions[1, ..., 5:] == 0).all()
+
+
+def test_attention_rows_sum_to_one(network, padded):
+    explanation = network.explain(*padded)
+    for weights in (explanation.attentions, explanation.pooling_attention):
+        assert (weights.sum(dim=-1) - 1).abs().max() <= 1e-6
+
+
+def test_a_text_answers_the_same_alone_and_in_company(network, padded):
+    input_ids, mask = padded
+    alone = network.explain(input_ids[1:, :5], mask[1:, :5])
+    company = network.explain(*padded)
+    assert (alone.logits[0] - company.logits[1]).abs().max() <= 1e-5
+    assert (alone.contributions[0] - company.contributions[1, :5]).abs().max() <= 1e-5
+    assert (alone.attentions[0] - company.attentions[1, ..., :5, :5]).abs().max() <= 1e-5
+
+
+def test_shapes(network, padded):
+    shapes = [tuple(tensor.shape) for tensor in network.explain(*padded)]
+    assert shapes == [(2, 3), (2, 9, 3), (2, 9, 3), (2, 4, 9), (2, 3, 4, 9, 9)]

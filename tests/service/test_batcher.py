@@ -1,0 +1,154 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher
+from service.errors import BackendFailed, DeadlineExceeded, Overloaded, Unavailable
+from service.scheduler import Entry, Scheduler
+from service.types import View, ViewRequest
+from tests.fakes import NAN_ID, POISON_ID, FakeBackend, FakeClock
+
+
+class Rig:
+    """A batcher over a fake backend, and whether it has reported a failure."""
+
+    def __init__(self) -> None:
+        self.backend, self.clock, self.failures = FakeBackend(), FakeClock(), 0
+        self.scheduler = Scheduler(
+            max_batch_tokens=64, max_queue_tokens=600, attention_maps=6, clock=self.clock
+        )
+        self.batcher = Batcher(self.backend, self.scheduler, self.fail)
+
+    def fail(self) -> None:
+        self.failures += 1
+
+    def submit(self, *rows: list[int], request: ViewRequest | None = None, deadline=None):
+        shape = (len(rows), 2)
+        return self.batcher.submit(
+            Entry(
+                [np.array(row, dtype=np.int64) for row in rows],
+                request or ViewRequest(),
+                deadline,
+                logits=np.zeros(shape, np.float32),
+                probabilities=np.zeros(shape, np.float32),
+                views=[{} for _ in rows],
+            )
+        )
+
+    async def hold(self) -> list[asyncio.Future]:
+        """Occupy the device and the place of the next batch."""
+        self.backend.open.clear()
+        held = [self.submit([1]), self.submit([1])]
+        await asyncio.to_thread(self.backend.entered.acquire)
+        return held
+
+
+@pytest.fixture
+async def rig():
+    rig = Rig()
+    yield rig
+    rig.backend.open.set()
+    rig.batcher.close()
+
+
+async def test_rows_come_back_in_their_order(rig):
+    answered = await rig.submit([1, 2], list(range(30)), [5])
+    assert answered.logits[:, 1].tolist() == [3, 435, 5]
+
+
+async def test_an_idle_device_starts_at_once_and_batches_grow_while_it_is_busy(rig):
+    held = await rig.hold()
+    waiting = [rig.submit([i, i]) for i in (3, 4, 5)]
+    rig.backend.open.set()
+    await asyncio.gather(*held, *waiting)
+    assert rig.backend.batches == [[[1]], [[1]], [[3, 3], [4, 4], [5, 5]]]
+
+
+async def test_a_bad_row_fails_alone(rig):
+    held = await rig.hold()
+    calls = [rig.submit([i, 1]) for i in (2, POISON_ID, 3, NAN_ID, 4)]
+    rig.backend.open.set()
+    await asyncio.gather(*held)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    failed = [isinstance(result, BackendFailed) for result in results]
+    assert failed == [False, True, False, True, False]
+    assert [results[i].logits[0, 1] for i in (0, 2, 4)] == [3, 4, 5]
+    assert rig.failures == 0
+
+
+async def test_a_bad_row_that_comes_alone_is_not_taken_for_a_dead_backend(rig):
+    with pytest.raises(BackendFailed):
+        await rig.submit([POISON_ID])
+    await rig.batcher.idle()
+    assert (await rig.submit([2])).logits[0, 1] == 2
+    assert rig.failures == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "broken"])
+async def test_a_dead_backend_fails_everyone_and_is_reported_once(rig, how):
+    held = await rig.hold()
+    waiting = rig.submit([2] * 30)
+    setattr(rig.backend, how, True)
+    rig.backend.open.set()
+    results = await asyncio.gather(*held, waiting, return_exceptions=True)
+    assert all(isinstance(result, (Unavailable, BackendFailed)) for result in results)
+    for _ in range(100):
+        if rig.failures:
+            break
+        await asyncio.sleep(0.01)
+    assert rig.failures == 1
+    with pytest.raises(Unavailable):
+        rig.submit([1])
+
+
+async def test_a_cancelled_call_is_not_computed_and_its_neighbours_are(rig):
+    held = await rig.hold()
+    cancelled, neighbour = rig.submit([9, 9]), rig.submit([2, 2])
+    cancelled.cancel()
+    rig.backend.open.set()
+    await asyncio.gather(*held)
+    assert (await neighbour).logits[0, 1] == 4
+    assert rig.backend.batches[-1] == [[2, 2]]
+    assert rig.scheduler.queued_tokens == 0
+
+
+async def test_a_call_that_expires_in_the_queue_is_told_so_and_not_computed(rig):
+    held = await rig.hold()
+    late = rig.submit([9, 9], deadline=101.0)
+    rig.clock.now = 102.0
+    rig.backend.open.set()
+    await asyncio.gather(*held)
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert [[9, 9]] not in rig.backend.batches
+
+
+async def test_a_refused_call_leaves_no_trace(rig):
+    held = await rig.hold()
+    rig.submit([1] * 590)
+    with pytest.raises(Overloaded):
+        rig.submit([1] * 60)
+    rig.backend.open.set()
+    await asyncio.gather(*held)
+    await rig.batcher.idle()
+    assert rig.scheduler.queued_tokens == 0
+    assert rig.batcher.computed_rows == rig.batcher.answered_rows == 3
+
+
+async def test_views_are_cut_to_their_row_layers_and_heads(rig):
+    views = frozenset({View.ATTENTIONS, View.POOLING_ATTENTION, View.EVIDENCE})
+    request = ViewRequest(views, layers=(1,), heads=(2, 0), dtype=np.float16)
+    answered = await rig.submit([1, 1, 1], [2, 2], request=request)
+    shapes = {view: array.shape for view, array in answered.views[1].items()}
+    assert shapes == {
+        View.ATTENTIONS: (1, 2, 2, 2),
+        View.POOLING_ATTENTION: (3, 2),
+        View.EVIDENCE: (2, 2),
+    }
+    # Row 1 of [2, 2, 3, 3, 3]: layer 1 starts at 54 + 27, head 2 at 18 more.
+    assert answered.views[1][View.ATTENTIONS][0].tolist() == [
+        [[99, 100], [102, 103]],
+        [[81, 82], [84, 85]],
+    ]
+    assert answered.views[1][View.ATTENTIONS].dtype == np.float16

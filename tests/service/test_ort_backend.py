@@ -1,0 +1,101 @@
+import builtins
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from service import ort_backend
+from service.ort_backend import DeviceError, OrtBackend, choose_provider, cpu_quota, extract
+from service.types import Variant
+
+
+@pytest.fixture(scope="module")
+def backend(bundle):
+    backend = OrtBackend(bundle.graph, device="cpu", threads=1)
+    backend.warm_up()
+    return backend
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    """Three texts of 11, 6 and 1 tokens."""
+    mask = (np.arange(11) < np.array([[11], [6], [1]])).astype(np.int64)
+    return np.random.default_rng(0).integers(3, 300, (3, 11)) * mask, mask
+
+
+def test_variants_agree_and_hold_no_more_than_their_outputs(backend, batch):
+    whole = backend.run(*batch, Variant.FULL)
+    for variant in Variant:
+        part = backend.run(*batch, variant)
+        assert tuple(part) == variant.value
+        for name, values in part.items():
+            np.testing.assert_allclose(values, whole[name], atol=1e-6)
+
+
+def test_account_is_complete_and_padding_holds_exactly_nothing(backend, batch, bundle):
+    got, (_, mask) = backend.run(*batch, Variant.FULL), batch
+    bias = np.array(bundle.manifest.bias, np.float32)
+    for view in ("evidence", "contributions"):
+        assert np.abs(got[view].sum(axis=1) + bias - got["logits"]).max() <= 1e-5
+        assert (got[view][mask == 0] == 0).all()
+    assert np.abs(got["attentions"].sum(axis=-1) - 1).max() <= 1e-5
+    assert (got["attentions"][1, ..., 6:] == 0).all()
+    assert (got["pooling_attention"][2, :, 1:] == 0).all()
+
+
+def test_a_text_answers_the_same_alone_and_in_company(backend, batch):
+    input_ids, mask = batch
+    company = backend.run(input_ids, mask, Variant.EXPLAIN)
+    alone = backend.run(input_ids[1:2, :6], mask[1:2, :6], Variant.EXPLAIN)
+    assert np.abs(alone["logits"][0] - company["logits"][1]).max() <= 1e-5
+    assert np.abs(alone["contributions"][0] - company["contributions"][1, :6]).max() <= 1e-5
+
+
+def test_probabilities_are_calibrated_inside_the_graph(backend, batch, bundle):
+    got = backend.run(*batch, Variant.PLAIN)
+    exponent = np.exp(got["logits"] / bundle.manifest.temperature)
+    expected = exponent / exponent.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(got["probabilities"], expected, atol=1e-6)
+
+
+def test_the_plain_variant_does_less(bundle):
+    sizes = [len(extract(bundle.graph, variant.value).graph.node) for variant in Variant]
+    assert sizes[0] < sizes[1] <= sizes[2]
+
+
+def test_a_device_that_is_not_there_is_refused_by_name():
+    with pytest.raises(DeviceError, match=r"device=cuda: this ONNX Runtime has only .*CPU"):
+        choose_provider("cuda")
+    assert choose_provider("auto") == "CPUExecutionProvider"
+
+
+def test_two_runtimes_over_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(ort_backend, "_installed", lambda package: True)
+    with pytest.raises(DeviceError, match="onnxruntime and onnxruntime-gpu are both installed"):
+        choose_provider("auto")
+
+
+def test_auto_takes_cuda_where_it_is_and_never_falls_back(monkeypatch, bundle):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    assert choose_provider("auto") == "CUDAExecutionProvider"
+    assert choose_provider("cpu") == "CPUExecutionProvider"
+    with pytest.raises((DeviceError, ValueError)), pytest.warns(UserWarning):
+        OrtBackend(bundle.graph, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("", 8)],
+)
+def test_threads_follow_the_quota_of_the_container(monkeypatch, content, expected):
+    def read_text(path: Path) -> str:
+        if str(path) == "/sys/fs/cgroup/cpu.max":
+            return content
+        raise builtins.FileNotFoundError(path)
+
+    monkeypatch.setattr(ort_backend.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert cpu_quota() == expected

@@ -1,0 +1,50 @@
+import pytest
+
+from service.settings import Settings, SettingsError, load_settings
+
+
+def test_flag_wins_over_environment_wins_over_default(monkeypatch):
+    assert load_settings({}).max_texts == 1024
+    monkeypatch.setenv("REALCE_MAX_TEXTS", "7")
+    assert load_settings({}).max_texts == 7
+    assert load_settings({"max_texts": "9"}).max_texts == 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"device": "tpu"}, "--device=tpu: .*'auto', 'cpu' or 'cuda'"),
+        ({"grpc": "localhost"}, "--grpc=localhost: must be HOST:PORT"),
+        ({"grpc": "127.0.0.1:99999"}, "port from 0 to 65535"),
+        ({"max_texts": "0"}, "--max-texts=0: .*greater than or equal to 1"),
+        ({"max_texts": "many"}, "--max-texts=many: .*valid integer"),
+        ({"grace_s": "-1"}, "--grace-s=-1"),
+        (
+            {"max_batch_tokens": "900", "max_queue_tokens": "100"},
+            "max_batch_tokens=900 exceeds max_queue_tokens=100",
+        ),
+        (
+            {"max_text_bytes": "900", "max_request_bytes": "100"},
+            "max_text_bytes=900 exceeds max_request_bytes=100",
+        ),
+    ],
+)
+def test_impossible_values_are_refused_with_key_value_and_reason(flags, reason):
+    with pytest.raises(SettingsError, match=reason):
+        load_settings(flags)
+
+
+def test_a_bad_variable_is_named_as_the_variable(monkeypatch):
+    monkeypatch.setenv("REALCE_THREADS", "-3")
+    with pytest.raises(SettingsError, match="REALCE_THREADS=-3: .*greater than or equal to 0"):
+        load_settings({})
+
+
+def test_unknown_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("REALCE_MAX_TEXT", "5")
+    with pytest.raises(SettingsError, match="REALCE_MAX_TEXT: no such setting; there are"):
+        load_settings({})
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in Settings.model_fields.values())
