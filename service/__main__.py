@@ -83,15 +83,13 @@ def _serve(options: argparse.Namespace) -> int:
     except SettingsError as error:
         return _refuse(str(error))
     # What computes is loaded only by the command that computes.
+    from service.logs import configure_logs
     from service.ort_backend import DeviceError
-    from service.server import Server, StartError, configure_logs
-
-    async def serve() -> None:
-        await (await Server.start(settings)).run()
+    from service.server import StartError, run
 
     configure_logs(settings.log_level)
     try:
-        asyncio.run(serve())
+        asyncio.run(run(settings))
     except (StartError, DeviceError) as error:
         return _refuse(str(error))
     return 0

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import grpc
 import numpy as np
-from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
@@ -89,28 +89,27 @@ def model(description: ModelDescription, limits: Limits) -> pb.Model:
     )
 
 
-def status(error: Exception, request_id: str) -> Status:
+def status(error: Exception, request_id: str) -> tuple[grpc.StatusCode, Status]:
     """The status of a call that failed; faults of ours say no more than the request id."""
     code = CODES.get(type(error)) if isinstance(error, RealceError) else None
-    if code is None:
-        code, text = grpc.StatusCode.INTERNAL, "internal error"
-    else:
-        text = str(error)
-    details = [error_details_pb2.RequestInfo(request_id=request_id)]
+    text = str(error) if code else "internal error"
+    details: list[Message] = [error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, InvalidRequest):
         bad = error_details_pb2.BadRequest()
         for violation in error.violations:
             bad.field_violations.add(field=violation.field, description=violation.description)
         details.insert(0, bad)
+        # The details name them all; twice over they would outgrow what HTTP/2 headers may hold.
+        first, more = error.violations[0], len(error.violations) - 1
+        text = f"{first.field}: {first.description}" + (f" (and {more} more)" if more else "")
     elif isinstance(error, Overloaded):
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.insert(0, error_details_pb2.RetryInfo(retry_delay=delay))
+    code = code or grpc.StatusCode.INTERNAL
     if code is grpc.StatusCode.INTERNAL:
         text = f"{text} (request {request_id})"
     message = Status(code=code.value[0], message=text)
     for detail in details:
-        packed = Any()
-        packed.Pack(detail)
-        message.details.append(packed)
-    return message
+        message.details.add().Pack(detail)
+    return code, message

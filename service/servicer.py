@@ -17,11 +17,12 @@ from google.rpc.status_pb2 import Status
 from protos.realce.v1 import classifier_pb2 as pb
 from service import converters
 from service.engine import Engine
-from service.errors import InvalidRequest, Overloaded, RealceError, Violation
+from service.errors import InvalidRequest, Overloaded, RealceError, Unavailable, Violation
 from service.validation import Limits, check_model, check_request
 
 SERVICE = "realce.v1.Classifier"
-REQUEST_ID = "x-request-id"
+REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
+PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
 STREAM_WINDOW = 8  # messages of one stream under way at a time
 MAX_REQUEST_ID = 64
 
@@ -31,16 +32,25 @@ M = TypeVar("M", bound=Message)
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.GenericRpcHandler[Any, Any]
+    Answers = asyncio.Queue["asyncio.Task[pb.ClassifyStreamResponse] | None"]
 
 
-def decoder(kind: type[M]) -> Callable[[bytes], M | None]:
-    """A deserialiser that gives None for what is not a message of this kind."""
+def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidRequest]:
+    """A deserialiser that gives, for what is no message of this kind, the error to answer with.
 
-    def decode(content: bytes) -> M | None:
+    Left to the library, invalid UTF-8 would be an unknown error and one too many bytes an
+    exhausted resource, which clients retry.
+    """
+
+    def decode(content: bytes) -> M | InvalidRequest:
+        if len(content) > max_bytes:
+            reason = f"{len(content)} bytes, the limit is {max_bytes}"
+            return InvalidRequest([Violation("request", reason)])
         try:
             return kind.FromString(content)
         except DecodeError:
-            return None
+            reason = f"is no valid {kind.DESCRIPTOR.name}: its bytes, or the UTF-8 of a text, are"
+            return InvalidRequest([Violation("request", f"{reason} malformed")])
 
     return decode
 
@@ -48,78 +58,96 @@ def decoder(kind: type[M]) -> Callable[[bytes], M | None]:
 class ClassifierServicer:
     """Serves one engine as `realce.v1.Classifier`."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, *, max_request_bytes: int = 8 << 20) -> None:
         self._engine, self._limits = engine, limits
+        self._max_request_bytes = max_request_bytes
+        self._draining = False
+        self._readers: set[asyncio.Task[None]] = set()
 
     def handler(self) -> "Handler":
         """The methods with our own deserialisers, for `grpc.aio.Server`."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        write = methodcaller("SerializeToString")
+        write, most = methodcaller("SerializeToString"), self._max_request_bytes
         methods = {
-            "Classify": unary(self.classify, decoder(pb.ClassifyRequest), write),
+            "Classify": unary(self.classify, decoder(pb.ClassifyRequest, most), write),
             "ClassifyStream": stream(
-                self.classify_stream, decoder(pb.ClassifyStreamRequest), write
+                self.classify_stream, decoder(pb.ClassifyStreamRequest, most), write
             ),
-            "GetModel": unary(self.get_model, decoder(pb.GetModelRequest), write),
+            "GetModel": unary(self.get_model, decoder(pb.GetModelRequest, most), write),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
+    def drain(self) -> None:
+        """Stop reading from streams; each ends once what was read of it is answered."""
+        self._draining = True
+        for reader in self._readers:
+            reader.cancel()
+
     async def classify(
-        self, request: pb.ClassifyRequest | None, context: "Context"
+        self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
     ) -> pb.ClassifyResponse:
         """See the protocol."""
-        deadline = _deadline(context)
-        return await _answer(context, "Classify", lambda: self._classify(request, deadline))
+        call = Call("Classify", context)
+        if not isinstance(request, InvalidRequest):
+            call.rows = len(request.texts)
+        return await call.answer(self._classify(request, call.deadline))
 
     async def get_model(
-        self, request: pb.GetModelRequest | None, context: "Context"
+        self, request: pb.GetModelRequest | InvalidRequest, context: "Context"
     ) -> pb.GetModelResponse:
         """See the protocol."""
-
-        async def describe() -> pb.GetModelResponse:
-            check_model(_decoded(request).model, self._engine.description)
-            model = converters.model(self._engine.description, self._limits)
-            return pb.GetModelResponse(model=model)
-
-        return await _answer(context, "GetModel", describe)
+        return await Call("GetModel", context).answer(self._describe(request))
 
     async def classify_stream(
-        self, requests: AsyncIterator[pb.ClassifyStreamRequest | None], context: "Context"
+        self,
+        requests: AsyncIterator[pb.ClassifyStreamRequest | InvalidRequest],
+        context: "Context",
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
-        request_id, deadline = _request_id(context), _deadline(context)
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        window: asyncio.Queue[asyncio.Task[pb.ClassifyStreamResponse] | None]
-        window = asyncio.Queue(STREAM_WINDOW)
+        call = Call("ClassifyStream", context)
+        if self._draining:
+            await call.answer(_refuse())
         tasks: set[asyncio.Task[pb.ClassifyStreamResponse]] = set()
+        read: Answers = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_WINDOW - 1)
 
-        async def read() -> None:
+        async def read_on() -> None:
             async for request in requests:
-                task = asyncio.create_task(self._stream_answer(request, deadline, request_id))
+                task = asyncio.create_task(self._stream_answer(request, call))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                await window.put(task)
-            await window.put(None)
+                read.put_nowait(task)
+                await room.acquire()
 
-        reader = asyncio.create_task(read())
+        reader = asyncio.create_task(read_on())
+        reader.add_done_callback(lambda _: read.put_nowait(None))
+        self._readers.add(reader)
         try:
-            while (task := await window.get()) is not None:
+            while (task := await read.get()) is not None:
                 yield await task
+                room.release()
+            if self._draining:
+                await call.answer(_refuse())
             await reader
+            call.end("OK")
+        except asyncio.CancelledError:
+            call.end_abandoned()
+            raise
         finally:
+            self._readers.discard(reader)
             for unfinished in (reader, *tasks):
                 unfinished.cancel()
 
     async def _stream_answer(
-        self, request: pb.ClassifyStreamRequest | None, deadline: float | None, request_id: str
+        self, request: pb.ClassifyStreamRequest | InvalidRequest, call: "Call"
     ) -> pb.ClassifyStreamResponse:
-        if request is None:
-            return pb.ClassifyStreamResponse(error=_failed(_malformed(), "Stream", request_id))
+        if isinstance(request, InvalidRequest):
+            return pb.ClassifyStreamResponse(error=call.failed(request)[1])
+        call.rows += len(request.request.texts)
         try:
-            answer = await self._patiently(request.request, deadline)
+            answer = await self._patiently(request.request, call.deadline)
         except Exception as error:
-            failed = _failed(error, "ClassifyStream", request_id)
-            return pb.ClassifyStreamResponse(id=request.id, error=failed)
+            return pb.ClassifyStreamResponse(id=request.id, error=call.failed(error)[1])
         return pb.ClassifyStreamResponse(id=request.id, response=answer)
 
     async def _patiently(
@@ -133,74 +161,96 @@ class ClassifierServicer:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
 
     async def _classify(
-        self, request: pb.ClassifyRequest | None, deadline: float | None
+        self, request: pb.ClassifyRequest | InvalidRequest, deadline: float | None
     ) -> pb.ClassifyResponse:
-        request = _decoded(request)
+        if isinstance(request, InvalidRequest):
+            raise request
         model = self._engine.description
         views = check_request(request, model, self._limits)
         predictions = await self._engine.classify(request.texts, views, deadline)
         return converters.response(predictions, views, model)
 
+    async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
+        if isinstance(request, InvalidRequest):
+            raise request
+        check_model(request.model, self._engine.description)
+        return pb.GetModelResponse(model=converters.model(self._engine.description, self._limits))
 
-async def _answer(context: "Context", method: str, work: Callable[[], Awaitable[M]]) -> M:
-    """Do the work; turn what goes wrong into a status; write one line of log."""
-    started = time.perf_counter()
-    request_id = _request_id(context)
-    try:
-        message = await work()
-    except asyncio.CancelledError:
-        log.debug("call", method=method, code="CANCELLED", request_id=request_id)
-        raise
-    except Exception as error:
-        failed = _failed(error, method, request_id)
-        code = next(c for c in grpc.StatusCode if c.value[0] == failed.code)
-        trailers = (
-            (REQUEST_ID, request_id),
-            ("grpc-status-details-bin", failed.SerializeToString()),
+
+class Call:
+    """One call: its id, its deadline, how it ends, and its one line of log."""
+
+    __slots__ = ("_context", "_method", "_started", "deadline", "errors", "request_id", "rows")
+
+    def __init__(self, method: str, context: "Context") -> None:
+        self._method, self._context = method, context
+        self._started = time.monotonic()
+        left_s = context.time_remaining()
+        self.deadline = None if left_s is None else self._started + left_s
+        self.request_id = _request_id(context)
+        self.rows = self.errors = 0
+        context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
+
+    async def answer(self, work: Awaitable[M]) -> M:
+        """The outcome of `work`; what goes wrong in it becomes the status of the call."""
+        try:
+            message = await work
+        except asyncio.CancelledError:
+            self.end_abandoned()
+            raise
+        except Exception as error:
+            code, failed = self.failed(error)
+            self.end(code.name, error)
+            trailers = [(REQUEST_ID, self.request_id), (STATUS, failed.SerializeToString())]
+            if isinstance(error, Overloaded):
+                trailers.append((PUSHBACK, str(max(1, round(error.retry_after_s * 1e3)))))
+            await self._context.abort(code, failed.message, tuple(trailers))
+        self.end("OK")
+        return message
+
+    def failed(self, error: Exception) -> tuple[grpc.StatusCode, Status]:
+        """The status of an error, counted; a fault of ours is logged with its place.
+
+        The message of an unknown error may quote what the caller sent, so it is not told.
+        """
+        self.errors += 1
+        if not isinstance(error, RealceError):
+            frames = traceback.extract_tb(error.__traceback__)
+            log.error(
+                "fault",
+                request_id=self.request_id,
+                method=self._method,
+                error=type(error).__name__,
+                place=[f"{frame.filename}:{frame.lineno}" for frame in frames],
+            )
+        return converters.status(error, self.request_id)
+
+    def end_abandoned(self) -> None:
+        """The caller is gone, or its deadline has passed."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        self.end("DEADLINE_EXCEEDED" if late else "CANCELLED")
+
+    def end(self, code: str, error: Exception | None = None) -> None:
+        """Write the line: what succeeded or was given up at debug level, what failed as warning."""
+        fields: dict[str, Any] = {}
+        if isinstance(error, InvalidRequest):
+            fields["fields"] = [violation.field for violation in error.violations]
+        if self._method == "ClassifyStream":
+            fields["errors"] = self.errors
+        write = log.debug if error is None else log.warning
+        write(
+            "call",
+            request_id=self.request_id,
+            method=self._method,
+            code=code,
+            duration_ms=round((time.monotonic() - self._started) * 1e3, 3),
+            rows=self.rows,
+            **fields,
         )
-        await context.abort(code, failed.message, trailers)
-    context.set_trailing_metadata(((REQUEST_ID, request_id),))
-    duration_ms = round((time.perf_counter() - started) * 1e3, 3)
-    log.debug("call", method=method, code="OK", request_id=request_id, duration_ms=duration_ms)
-    return message
 
 
-def _failed(error: Exception, method: str, request_id: str) -> Status:
-    """The status of an error, logged; never with the caller's text."""
-    failed = converters.status(error, request_id)
-    if isinstance(error, RealceError):
-        fields = [v.field for v in error.violations] if isinstance(error, InvalidRequest) else None
-        log.info(
-            "call", method=method, code=type(error).__name__, request_id=request_id, fields=fields
-        )
-    else:
-        # The message of an unknown error may quote what the caller sent: only its place is told.
-        log.error(
-            "fault",
-            method=method,
-            request_id=request_id,
-            error=type(error).__name__,
-            place=[f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)],
-        )
-    return failed
-
-
-def _decoded(request: M | None) -> M:
-    if request is None:
-        raise _malformed()
-    return request
-
-
-def _malformed() -> InvalidRequest:
-    return InvalidRequest(
-        [Violation("request", "is not a valid message: its bytes, or the UTF-8 of a text, are bad")]
-    )
-
-
-def _deadline(context: "Context") -> float | None:
-    """When the caller stops waiting, in seconds on the monotonic clock."""
-    left_s = context.time_remaining()
-    return None if left_s is None else time.monotonic() + left_s
+async def _refuse() -> pb.ClassifyStreamResponse:
+    raise Unavailable("the server is stopping; send what was not answered to another")
 
 
 def _request_id(context: "Context") -> str:

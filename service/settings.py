@@ -1,21 +1,31 @@
 """Every setting of the server: flag, then REALCE_* environment, then default."""
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REALCE_"
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundle"
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Bytes = Annotated[int, Field(ge=1, le=1 << 30)]  # a gRPC message holds less than 2 GiB
 
 
 class SettingsError(ValueError):
     """A setting cannot be used; the message names the key as given, the value and the reason."""
+
+
+class Contradiction(ValueError):
+    """Two settings cannot hold together: the value of `small` exceeds that of `large`."""
+
+    def __init__(self, small: str, large: str) -> None:
+        super().__init__(f"{small} exceeds {large}")
+        self.small, self.large = small, large
 
 
 class Settings(BaseSettings):
@@ -32,18 +42,28 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="batches computed side by side on a CPU; 0 is the CPU quota"
     )
     max_texts: Count = Field(1024, description="most texts in one call")
-    max_text_bytes: Count = Field(262_144, description="longest text, in UTF-8 bytes")
-    max_request_bytes: Count = Field(8 << 20, description="largest request message, in bytes")
-    max_answer_bytes: Count = Field(64 << 20, description="largest answer, in bytes of tensors")
+    max_text_bytes: Bytes = Field(262_144, description="longest text, in UTF-8 bytes")
+    max_request_bytes: Bytes = Field(8 << 20, description="largest request message, in bytes")
+    max_answer_bytes: Bytes = Field(64 << 20, description="largest answer, in bytes of tensors")
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
     grace_s: float = Field(
         20.0, ge=0, le=3600, description="seconds to finish what is under way after SIGTERM"
     )
+    keepalive_s: float = Field(
+        60.0, ge=1, le=86_400, description="seconds between pings to a caller that is silent"
+    )
     reflection: bool = Field(False, description="serve gRPC reflection")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line written; debug has one line a call"
     )
+
+    _keys: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def given(self, name: str) -> str:
+        """A setting as it was given, for messages: `REALCE_THREADS=2`, `--threads=2`."""
+        keys = self._keys or {field: field for field in self.model_fields_set}
+        return _given(keys, name, getattr(self, name))
 
     @field_validator("grpc")
     @classmethod
@@ -60,36 +80,53 @@ class Settings(BaseSettings):
             ("max_text_bytes", "max_request_bytes"),
         ):
             if getattr(self, small) > getattr(self, large):
-                raise ValueError(
-                    f"{small}={getattr(self, small)} exceeds {large}={getattr(self, large)}"
-                )
+                raise Contradiction(small, large)
         return self
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """Settings from flags (by field name) over the environment, read here and nowhere else.
 
-    Raises `SettingsError`.
+    Raises `SettingsError`, which tells all that is wrong.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(k for k in os.environ if k.startswith(PREFIX) and k not in known)
+    variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    present = [key for key in os.environ if key.upper().startswith(PREFIX)]
+    unknown = sorted(key for key in present if key.upper() not in variables)
     if unknown:
+        near = difflib.get_close_matches(unknown[0].upper(), variables, n=1)
         raise SettingsError(
-            f"{unknown[0]}: no such setting; there are {', '.join(sorted(known))}. "
-            "In Kubernetes, set enableServiceLinks: false"
+            f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(variables))}. "
+            + (f"Did you mean {near[0]}? " if near else "")
+            + "In Kubernetes, set enableServiceLinks: false"
         )
+    keys = {variables[key.upper()]: key for key in present} | {name: flag(name) for name in flags}
     try:
-        return Settings(**flags)
+        settings = Settings(**flags)
     except ValidationError as error:
-        fault = error.errors()[0]
-        reason = fault["msg"].removeprefix("Value error, ")
-        if not fault["loc"]:
-            raise SettingsError(reason) from error
-        name = str(fault["loc"][0])
-        key = flag(name) if name in flags else PREFIX + name.upper()
-        raise SettingsError(f"{key}={fault['input']}: {reason}") from error
+        reasons = (_reason(keys, dict(fault)) for fault in error.errors())
+        raise SettingsError("; ".join(reasons)) from error
+    settings._keys = keys
+    return settings
 
 
 def flag(name: str) -> str:
     """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def _given(keys: Mapping[str, str], name: str, value: object) -> str:
+    return f"{keys[name]}={value}" if name in keys else f"{flag(name)}={value} (the default)"
+
+
+def _reason(keys: Mapping[str, str], fault: dict[str, Any]) -> str:
+    clash = fault.get("ctx", {}).get("error")
+    if isinstance(clash, Contradiction):
+        values = fault["input"]  # as given; what is not among them has its default
+        small, large = (
+            _given(keys, name, values.get(name, Settings.model_fields[name].default))
+            for name in (clash.small, clash.large)
+        )
+        return f"{small} exceeds {large}"
+    name = str(fault["loc"][0])
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"{_given(keys, name, fault['input'])}: {reason[:1].lower() + reason[1:]}"

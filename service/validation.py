@@ -1,5 +1,6 @@
 """Is a call well formed and within limits? Looked at before any work is done for it."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ DATA_TYPES: dict[int, type[np.float32] | type[np.float16]] = {
     pb.DATA_TYPE_FLOAT16: np.float16,
 }
 MAX_VIOLATIONS = 16  # enough to see what is wrong with a call of a thousand texts
+_KNOWN_VIEWS = ", ".join(f"{pb.View.Name(view)} ({view})" for view in VIEWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,18 @@ def check_model(name: str, model: ModelDescription) -> None:
 def check_request(
     request: pb.ClassifyRequest, model: ModelDescription, limits: Limits
 ) -> ViewRequest:
-    """The views a call wants. Raises `InvalidRequest` with all faults, or `ModelNotFound`."""
+    """The views a call wants.
+
+    Raises `InvalidRequest` with its faults, the first `MAX_VIOLATIONS` of them, or `ModelNotFound`.
+    """
     check_model(request.model, model)
-    violations = list(_texts(request.texts, limits))
+    texts = request.texts
+    faults = _texts(texts, limits)
     plain = not (request.views or request.data_type or request.HasField("attention_selection"))
     if not plain:
-        violations += _views(request, model)
-    if violations:
-        raise InvalidRequest(violations[:MAX_VIOLATIONS])
+        faults = itertools.chain(faults, _views(request), _selection(request, model))
+    if violations := list(itertools.islice(faults, MAX_VIOLATIONS)):
+        raise InvalidRequest(violations)
     if plain:
         return NO_VIEWS
     views = frozenset(VIEWS[view] for view in request.views)
@@ -70,7 +76,7 @@ def _texts(texts: Sequence[str], limits: Limits) -> Iterable[Violation]:
         return
     for i, text in enumerate(texts):
         if not text or text.isspace():
-            yield Violation(f"texts[{i}]", "is empty" if not text else "is blank")
+            yield Violation(f"texts[{i}]", "is blank" if text else "is empty")
         # A code point takes 4 bytes at most: most texts are known to fit without encoding them.
         elif len(text) * 4 > limits.max_text_bytes:
             size = len(text.encode())
@@ -79,13 +85,20 @@ def _texts(texts: Sequence[str], limits: Limits) -> Iterable[Violation]:
                 yield Violation(f"texts[{i}]", reason)
 
 
-def _views(request: pb.ClassifyRequest, model: ModelDescription) -> Iterable[Violation]:
-    known = ", ".join(pb.View.Name(view) for view in VIEWS)
+def _views(request: pb.ClassifyRequest) -> Iterable[Violation]:
+    seen = set[int]()
     for i, view in enumerate(request.views):
         if view not in VIEWS:
-            yield Violation(f"views[{i}]", f"{view} is no view; there are {known}")
+            yield Violation(f"views[{i}]", f"{view} is no view; there are {_KNOWN_VIEWS}")
+        elif view in seen:
+            yield Violation(f"views[{i}]", f"{pb.View.Name(view)} is named twice")
+        seen.add(view)
     if request.data_type not in DATA_TYPES:
-        yield Violation("data_type", f"{request.data_type} is no data type")
+        known = ", ".join(f"{pb.DataType.Name(kind)} ({kind})" for kind in DATA_TYPES if kind)
+        yield Violation("data_type", f"{request.data_type} is no data type; there are {known}")
+
+
+def _selection(request: pb.ClassifyRequest, model: ModelDescription) -> Iterable[Violation]:
     if not request.HasField("attention_selection"):
         return
     if pb.VIEW_ATTENTIONS not in request.views:

@@ -21,11 +21,11 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch):
         ({"grace_s": "-1"}, "--grace-s=-1"),
         (
             {"max_batch_tokens": "900", "max_queue_tokens": "100"},
-            "max_batch_tokens=900 exceeds max_queue_tokens=100",
+            "^--max-batch-tokens=900 exceeds --max-queue-tokens=100$",
         ),
         (
             {"max_text_bytes": "900", "max_request_bytes": "100"},
-            "max_text_bytes=900 exceeds max_request_bytes=100",
+            "^--max-text-bytes=900 exceeds --max-request-bytes=100$",
         ),
     ],
 )
