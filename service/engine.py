@@ -10,9 +10,10 @@ import numpy as np
 from model.bundle import Bundle
 from model.tokenizer import Encoding
 from service.backend import Backend
+from service.batch import Entry
 from service.batcher import Batcher
 from service.errors import Unavailable
-from service.scheduler import Entry, Scheduler
+from service.scheduler import Scheduler
 from service.tokenization import Tokenization
 from service.types import ModelDescription, Prediction, Token, ViewRequest
 from service.views import check_answer_bytes
@@ -59,6 +60,9 @@ class Engine:
         self._notify_failure = on_failure
         self._tokenization = Tokenization(bundle.tokenizer)
         self._tokenizing_characters = 0
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._scheduler = Scheduler(
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
@@ -71,6 +75,7 @@ class Engine:
     async def start(self) -> None:
         """Warm the backend up, off the loop; then calls are answered."""
         await asyncio.to_thread(self._backend.warm_up)
+        await asyncio.to_thread(self._scheduler.costs.measure, self._backend)
         self.ready = True
 
     async def classify(
@@ -82,6 +87,18 @@ class Engine:
         """
         if not self.ready:
             raise Unavailable("not serving: starting or stopping")
+        self._calls += 1
+        self._idle.clear()
+        try:
+            return await self._classify(texts, request, deadline)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _classify(
+        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+    ) -> list[Prediction]:
         encodings = await self._encode(texts, request, deadline)
         lengths = [len(encoding.input_ids) for encoding in encodings]
         check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
@@ -127,7 +144,7 @@ class Engine:
         """Refuse what is new; wait at most `grace_s` seconds for what is under way."""
         self.ready = False
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._batcher.idle(), grace_s)
+            await asyncio.wait_for(self._idle.wait(), grace_s)
 
     def close(self) -> None:
         """Fail what is left and let go of all threads."""

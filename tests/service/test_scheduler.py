@@ -2,20 +2,22 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.batch import Entry
+from service.costs import bucket
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.scheduler import Entry, Scheduler, bucket
-from service.types import View, ViewRequest
+from service.scheduler import Scheduler
+from service.types import NO_VIEWS, Variant, View, ViewRequest
 from tests.fakes import FakeClock
 
 FULL = ViewRequest(frozenset({View.ATTENTIONS}), (0,), (0,))
 
 
-def entry(*lengths: int, deadline: float | None = None, request: ViewRequest | None = None) -> Entry:
+def entry(*lengths: int, deadline: float | None = None, request: ViewRequest = NO_VIEWS) -> Entry:
     ids = [np.full(length, 7, dtype=np.int64) for length in lengths]
-    return Entry(ids, request or ViewRequest(), deadline)
+    return Entry(ids, request, deadline)
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_the_cancelled_and_the_expired_are_not_computed(scheduler, clock):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(scheduler):
-    scheduler.observe(tokens=100, seconds=1.0)
+    scheduler.costs.observe(Variant.PLAIN, rows=1, width=100, seconds=1.0)
     scheduler.add(entry(900))
     with pytest.raises(Overloaded, match="900 of 1000 tokens") as refused:
         scheduler.add(entry(101))
@@ -114,16 +116,59 @@ def test_a_call_that_can_never_fit_is_the_callers_fault(scheduler):
 
 
 def test_what_cannot_meet_its_deadline_is_refused_at_once(scheduler):
-    scheduler.observe(tokens=100, seconds=1.0)
-    scheduler.add(entry(300))
-    with pytest.raises(DeadlineExceeded, match=r"in 3\.000 s, the answer would take 3\.100 s"):
-        scheduler.add(entry(10, deadline=103.0))
-    scheduler.add(entry(10, deadline=104.0))
+    scheduler.costs.observe(Variant.PLAIN, rows=1, width=100, seconds=1.0)
+    scheduler.add(entry(60))
+    with pytest.raises(DeadlineExceeded, match=r"in 0\.500 s, the answer would take 0\.700 s"):
+        scheduler.add(entry(10, deadline=100.5))
+    assert scheduler.queued_tokens == 60
+    scheduler.add(entry(10, deadline=100.8))
+
+
+def test_a_slow_spell_does_not_shut_out_calls_once_nothing_waits(scheduler):
+    scheduler.costs.observe(Variant.PLAIN, rows=1, width=10, seconds=20.0)
+    scheduler.add(entry(10, deadline=101.0))
+    assert scheduler.queued_tokens == 10
+
+
+def test_slow_views_do_not_make_plain_calls_look_late(scheduler):
+    scheduler.costs.observe(Variant.FULL, rows=1, width=10, seconds=10.0)
+    scheduler.costs.observe(Variant.PLAIN, rows=1, width=10, seconds=0.1)
+    scheduler.add(entry(10))
+    scheduler.add(entry(10, deadline=100.3))
+    with pytest.raises(DeadlineExceeded, match=r"would take 10\.200 s"):
+        scheduler.add(entry(10, deadline=100.3, request=FULL))
+
+
+def test_a_call_of_many_texts_holds_up_none_of_one(scheduler, clock):
+    scheduler.costs.observe(Variant.PLAIN, rows=1, width=64, seconds=1.0)
+    many, one = entry(*[8] * 100), entry(8, deadline=102.5)  # 12 s, 1 s a batch
+    scheduler.add(many)
+    scheduler.add(one)
+    assert rows_of(scheduler) == [(many, [0, 1, 2, 3, 4, 5, 6, 7])]
+    assert rows_of(scheduler) == [(one, [0]), (many, [8, 9, 10, 11, 12, 13, 14])]
+
+
+def test_two_calls_of_many_texts_take_turns(scheduler):
+    first, second = entry(*[8] * 16), entry(*[8] * 16)
+    scheduler.add(first)
+    scheduler.add(second)
+    order = [parts[0][0] for _ in range(4) for parts in [rows_of(scheduler)]]
+    assert order == [first, second, first, second]
 
 
 def test_a_passed_deadline_is_refused(scheduler):
     with pytest.raises(DeadlineExceeded, match="had passed"):
         scheduler.add(entry(1, deadline=99.0))
+
+
+def test_emptying_the_queue_returns_who_still_waits_and_frees_the_room(scheduler):
+    waiting, gone = entry(8, 40), entry(8)
+    scheduler.add(waiting)
+    scheduler.add(gone)
+    scheduler.forget(gone)
+    assert scheduler.drain() == [waiting]
+    assert (scheduler.queued_tokens, scheduler.wait_s()) == (0, 0.0)
+    assert scheduler.next_batch() == (None, [])
 
 
 def test_forgetting_frees_the_room(scheduler):
@@ -134,26 +179,81 @@ def test_forgetting_frees_the_room(scheduler):
     assert scheduler.next_batch() == (None, [])
 
 
-@given(
-    st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=12), max_size=12),
-    st.lists(st.booleans(), min_size=12, max_size=12),
-)
-def test_every_row_runs_once_in_a_batch_within_budget(calls, full):
-    scheduler = Scheduler(
-        max_batch_tokens=64, max_queue_tokens=100_000, attention_maps=4, clock=FakeClock()
+class Queue(RuleBasedStateMachine):
+    """Calls come, are cancelled, expire and are computed, in any order: none is lost or doubled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.scheduler = Scheduler(
+            max_batch_tokens=64, max_queue_tokens=400, attention_maps=4, clock=self.clock
+        )
+        self.scheduler.costs.observe(Variant.PLAIN, rows=1, width=64, seconds=1.0)
+        self.waiting: list[tuple[Entry, set[int]]] = []
+
+    @rule(
+        lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+        full=st.booleans(),
+        left_s=st.none() | st.integers(-1, 8),
     )
-    entries = [
-        entry(*lengths, request=FULL if wants else None)
-        for lengths, wants in zip(calls, full, strict=False)
-    ]
-    for one in entries:
-        scheduler.add(one)
-    seen = []
-    while (batch := scheduler.next_batch()[0]) is not None:
+    def call(self, lengths, full, left_s):
+        deadline = None if left_s is None else self.clock.now + left_s
+        one = entry(*lengths, deadline=deadline, request=FULL if full else NO_VIEWS)
+        before = self.scheduler.queued_tokens
+        try:
+            self.scheduler.add(one)
+        except (Overloaded, DeadlineExceeded, InvalidRequest):
+            assert self.scheduler.queued_tokens == before
+        else:
+            self.waiting.append((one, set(range(len(lengths)))))
+
+    @rule(seconds=st.integers(0, 4))
+    def pass_time(self, seconds):
+        self.clock.now += seconds
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data):
+        index = data.draw(st.integers(0, len(self.waiting) - 1))
+        self.scheduler.forget(self.waiting.pop(index)[0])
+
+    @rule()
+    def compute(self):
+        batch, expired = self.scheduler.next_batch()
+        for one in expired:
+            assert one.deadline <= self.clock.now
+            self.waiting.remove(self.of(one))
+        if batch is None:
+            assert not self.waiting
+            return
         lengths = list(batch.lengths())
         assert len(lengths) == 1 or len(lengths) * max(lengths) <= 64
         assert len({bucket(length) for length in lengths}) == 1
-        assert len({one.request.variant for one, _ in batch.parts}) == 1
-        seen += [(id(one), row) for one, rows in batch.parts for row in rows]
-    assert sorted(seen) == sorted((id(one), row) for one in entries for row in range(len(one.input_ids)))
-    assert scheduler.queued_tokens == 0
+        for one, rows in batch.parts:
+            assert one.request.variant is batch.variant
+            assert one.deadline is None or one.deadline > self.clock.now
+            left = self.of(one)[1]
+            assert left.issuperset(rows)
+            left.difference_update(rows)
+            if not left:
+                self.waiting.remove(self.of(one))
+
+    def of(self, wanted):
+        """What the queue should hold of an entry; fails when that is nothing."""
+        [found] = [(one, left) for one, left in self.waiting if one is wanted]
+        return found
+
+    @invariant()
+    def the_queue_holds_what_waits(self):
+        tokens = sum(len(one.input_ids[row]) for one, left in self.waiting for row in left)
+        assert self.scheduler.queued_tokens == tokens <= 400
+        assert self.scheduler.wait_s() >= -1e-9
+
+    def teardown(self):
+        for _ in range(sum(len(left) for _, left in self.waiting) + 1):
+            self.compute()
+        assert not self.waiting
+        assert self.scheduler.queued_tokens == 0
+
+
+TestQueue = Queue.TestCase

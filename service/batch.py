@@ -1,0 +1,85 @@
+"""What waits and what runs: a call's rows, and the rows of several calls computed together."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model.tokenizer import PAD_ID
+from service.types import NO_VIEWS, FloatArray, IntArray, Variant, View, ViewRequest
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One call of n rows, and what has come of it so far.
+
+    `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `logits` and
+    `probabilities` [n, C] and `views` (one dict a row) fill as batches return. Its future belongs
+    to the batcher alone, which sets it when `missing` is 0.
+    """
+
+    input_ids: list[IntArray]
+    request: ViewRequest = NO_VIEWS
+    deadline: float | None = None
+    future: "asyncio.Future[Entry] | None" = None
+    logits: FloatArray | None = None
+    probabilities: FloatArray | None = None
+    views: list[dict[View, FloatArray]] = field(default_factory=list)
+    missing: int = 0
+    waiting_tokens: int = 0
+    waiting_s: float = 0.0
+    ended: bool = False
+
+    @property
+    def abandoned(self) -> bool:
+        """True when nobody waits for it any more: answered, failed or cancelled."""
+        return self.ended or (self.future is not None and self.future.cancelled())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that run together: for each entry some of its rows, in this order along B."""
+
+    variant: Variant
+    parts: list[tuple[Entry, list[int]]]
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return sum(len(rows) for _, rows in self.parts)
+
+    @property
+    def width(self) -> int:
+        """S, the longest row."""
+        return max(self.lengths())
+
+    def lengths(self) -> Iterator[int]:
+        """Tokens of each row, without padding."""
+        return (len(entry.input_ids[row]) for entry, rows in self.parts for row in rows)
+
+    def arrays(self) -> tuple[IntArray, IntArray]:
+        """input_ids and attention_mask [B, S], S being the longest row."""
+        lengths = list(self.lengths())
+        input_ids = np.full((len(lengths), max(lengths)), PAD_ID, dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        at = 0
+        for entry, rows in self.parts:
+            for row in rows:
+                input_ids[at, : lengths[at]] = entry.input_ids[row]
+                mask[at, : lengths[at]] = 1
+                at += 1
+        return input_ids, mask
+
+    def waited_for(self) -> "Batch":
+        """The same without the rows of calls that have ended since."""
+        return Batch(self.variant, [part for part in self.parts if not part[0].abandoned])
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The same rows in two batches, for finding the one that fails."""
+        flat = [(entry, row) for entry, rows in self.parts for row in rows]
+        middle = len(flat) // 2
+        return self._of(flat[:middle]), self._of(flat[middle:])
+
+    def _of(self, flat: list[tuple[Entry, int]]) -> "Batch":
+        return Batch(self.variant, [(entry, [row]) for entry, row in flat])

@@ -1,0 +1,226 @@
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from model.tokenizer import Encoding
+from service.engine import Engine
+from service.errors import BackendFailed, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from service.ort_backend import OrtBackend
+from service.types import NO_VIEWS, Variant, View, ViewRequest
+from tests.fakes import FakeBackend
+
+TEXTS = [
+    "A lovely film.",
+    "Péssimo, não comprem!",
+    "It arrived. I have it. It is a lamp, and blue.",
+]
+ALL = ViewRequest(frozenset(View), layers=(1, 0), heads=(3,))
+
+
+@pytest.fixture(scope="module")
+def backend(bundle):
+    return OrtBackend(bundle.graph, device="cpu", threads=2)
+
+
+@pytest.fixture
+async def engine(bundle, backend):
+    engine = Engine(bundle, backend)
+    await engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+async def held(bundle):
+    """An engine whose device is busy until its backend is opened, with room for 40 tokens."""
+    backend = FakeBackend()
+    engine = Engine(bundle, backend, max_batch_tokens=64, max_queue_tokens=64)
+    await engine.start()
+    backend.batches.clear()
+    backend.open.clear()
+    calls = [asyncio.create_task(engine.classify(["x"], NO_VIEWS, None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    yield engine, backend
+    backend.open.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    engine.close()
+
+
+async def test_answers_are_the_networks_own(engine, bundle, backend):
+    predictions = await engine.classify(TEXTS, NO_VIEWS, None)
+    for encoding, prediction in zip(
+        bundle.tokenizer.encode_batch(TEXTS, offsets=False), predictions, strict=True
+    ):
+        ids = encoding.input_ids[None]
+        alone = backend.run(ids, np.ones_like(ids), Variant.PLAIN)
+        np.testing.assert_allclose(prediction.logits, alone["logits"][0], atol=1e-5)
+        np.testing.assert_allclose(prediction.probabilities, alone["probabilities"][0], atol=1e-5)
+        assert (prediction.tokens, prediction.views) == ((), {})
+
+
+async def test_views_account_for_the_answer_token_by_token(engine, bundle):
+    for text, prediction in zip(TEXTS, await engine.classify(TEXTS, ALL, None), strict=True):
+        size = len(prediction.tokens)
+        assert {view: array.shape for view, array in prediction.views.items()} == {
+            View.EVIDENCE: (size, 2),
+            View.CONTRIBUTIONS: (size, 2),
+            View.POOLING_ATTENTION: (4, size),
+            View.ATTENTIONS: (2, 1, size, size),
+        }
+        for view in (View.EVIDENCE, View.CONTRIBUTIONS):
+            logits = prediction.views[view].sum(axis=0) + np.array(bundle.manifest.bias)
+            np.testing.assert_allclose(logits, prediction.logits, atol=1e-4)
+        np.testing.assert_allclose(prediction.views[View.ATTENTIONS].sum(axis=-1), 1, atol=1e-5)
+        assert all(text[token.start : token.end] == token.text for token in prediction.tokens)
+
+
+async def test_many_callers_get_each_their_own_answer(engine):
+    alone = {text: (await engine.classify([text], NO_VIEWS, None))[0].logits for text in TEXTS}
+    wanted = [TEXTS[i % 3] for i in range(60)]
+    calls = (engine.classify([text], NO_VIEWS, None) for text in wanted)
+    for text, [prediction] in zip(wanted, await asyncio.gather(*calls), strict=True):
+        np.testing.assert_allclose(prediction.logits, alone[text], atol=1e-5)
+
+
+async def test_a_thousand_texts_are_answered_in_order(engine):
+    texts = [TEXTS[i % 3] for i in range(1000)]
+    first = await engine.classify(TEXTS, NO_VIEWS, None)
+    predictions = await engine.classify(texts, NO_VIEWS, None)
+    expected = np.array([first[i % 3].logits for i in range(1000)])
+    np.testing.assert_allclose([p.logits for p in predictions], expected, atol=1e-5)
+
+
+async def test_a_long_text_is_cut_and_says_so(engine):
+    short, long = await engine.classify(["good", "good " * 500], NO_VIEWS, None)
+    assert (short.truncated, long.truncated) == (False, True)
+
+
+async def test_an_answer_too_large_to_send_is_refused_before_it_is_computed(bundle):
+    backend = FakeBackend()
+    engine = Engine(bundle, backend, max_answer_bytes=1000)
+    await engine.start()
+    backend.batches.clear()
+    with pytest.raises(InvalidRequest, match=r"ATTENTIONS.* bytes, the limit is 1000") as refused:
+        await engine.classify(TEXTS, ALL, None)
+    assert refused.value.violations[0].field == "views"
+    assert backend.batches == []
+    engine.close()
+
+
+async def test_nothing_is_answered_before_it_is_warm_nor_after_it_is_closed(bundle):
+    engine = Engine(bundle, FakeBackend())
+    with pytest.raises(Unavailable):
+        await engine.classify(TEXTS, NO_VIEWS, None)
+    await engine.start()
+    assert len(await engine.classify(TEXTS, NO_VIEWS, None)) == 3
+    engine.close()
+    with pytest.raises(Unavailable):
+        await engine.classify(TEXTS, NO_VIEWS, None)
+
+
+async def test_a_deadline_that_has_passed_is_refused_before_the_text_is_read(engine, monkeypatch):
+    monkeypatch.setattr(engine._tokenization, "encode", None)
+    with pytest.raises(DeadlineExceeded):
+        await engine.classify(TEXTS, NO_VIEWS, time.monotonic() - 1)
+
+
+async def test_a_full_queue_refuses_and_the_rest_is_answered(held):
+    engine, backend = held
+    waiting = asyncio.create_task(engine.classify(["a b c d e f g h"] * 4, NO_VIEWS, None))
+    await asyncio.sleep(0)
+    queued = engine.load[0]
+    with pytest.raises(Overloaded):
+        await engine.classify(["a b c d e f g h"] * 5, NO_VIEWS, None)
+    assert engine.load[0] == queued > 0
+    backend.open.set()
+    assert len(await waiting) == 4
+
+
+async def test_cancelling_a_call_frees_its_room_and_stops_no_other(held):
+    engine, backend = held
+    doomed = asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))
+    other = asyncio.create_task(engine.classify(["d e f"], NO_VIEWS, None))
+    await asyncio.sleep(0)
+    queued = engine.load[0]
+    doomed.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await doomed
+    assert engine.load[0] < queued
+    backend.open.set()
+    assert len(await other) == 1
+    assert [len(batch) for batch in backend.batches] == [1, 1, 1]
+
+
+async def test_draining_finishes_what_is_under_way_even_what_is_only_being_read(
+    bundle, backend, monkeypatch
+):
+    engine = Engine(bundle, backend)
+    await engine.start()
+    begun, go_on = threading.Event(), threading.Event()
+    encode = bundle.tokenizer.encode_batch
+
+    class Slow:
+        def encode_batch(self, texts: list[str], *, offsets: bool) -> list[Encoding]:
+            begun.set()
+            assert go_on.wait(20)
+            return encode(texts, offsets=offsets)
+
+    monkeypatch.setattr(engine._tokenization, "_tokenizer", Slow())
+    call = asyncio.create_task(engine.classify(["good " * 500], NO_VIEWS, None))
+    await asyncio.to_thread(begun.wait, 20)
+    drained = asyncio.create_task(engine.drain(20))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await engine.classify(TEXTS, NO_VIEWS, None)
+    go_on.set()
+    await drained
+    assert call.done()
+    assert len(await call) == 1
+    engine.close()
+
+
+async def test_draining_ends_after_its_grace_and_closing_tells_who_still_waits(held):
+    engine, backend = held
+    waiting = asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))
+    await asyncio.sleep(0)
+    await engine.drain(0.01)
+    assert not waiting.done()
+    engine.close()
+    backend.open.set()
+    with pytest.raises(Unavailable):
+        await waiting
+
+
+async def test_a_backend_that_is_gone_is_reported_and_every_call_refused(bundle):
+    told = []
+    backend = FakeBackend()
+    engine = Engine(bundle, backend, on_failure=lambda: told.append("gone"))
+    await engine.start()
+    backend.gone = True
+    with pytest.raises(Unavailable):
+        await engine.classify(TEXTS, NO_VIEWS, None)
+    assert (told, engine.ready) == (["gone"], False)
+    engine.close()
+
+
+async def test_a_row_that_fails_fails_its_own_call_only(bundle, monkeypatch):
+    backend = FakeBackend()
+    engine = Engine(bundle, backend)
+    await engine.start()
+    run, poison = backend.run, bundle.tokenizer.encode_batch(["péssimo"], offsets=False)[0]
+
+    def picky(input_ids, mask, variant):
+        if (input_ids[:, 0] == poison.input_ids[0]).any():
+            raise RuntimeError("no")
+        return run(input_ids, mask, variant)
+
+    monkeypatch.setattr(backend, "run", picky)
+    calls = [engine.classify([text], NO_VIEWS, None) for text in ("good", "péssimo", "it is")]
+    good, bad, fair = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(bad, BackendFailed)
+    assert len(good) == len(fair) == 1
+    assert engine.ready
+    engine.close()
