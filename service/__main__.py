@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from service.client import Answer
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+TEXTS_A_CALL = 256
 REFUSED, FAILED = 2, 1
+NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial|no commercial", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="realce", description=__doc__)
+    top = argparse.ArgumentParser(
+        prog="realce",
+        description="Sentiment with its reasons: serve a bundle, ask a server, look into a bundle.",
+        epilog='`realce serve` in one terminal, `realce classify "I loved it" --explain` in '
+        "another. Each command has its own --help.",
+        allow_abbrev=False,
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_classify(commands)
@@ -36,20 +46,20 @@ def parser() -> argparse.ArgumentParser:
 def _add_serve(commands: Any) -> None:
     command = commands.add_parser(
         "serve",
+        allow_abbrev=False,
         help="serve a bundle over gRPC",
         description="Serve a bundle over gRPC. Every flag is also an environment variable: "
         "--max-texts is REALCE_MAX_TEXTS. The flag wins.",
     )
     for name, field in Settings.model_fields.items():
-        text = f"{field.description} (default: {field.default})"
+        default = "the embedded one" if field.default == EMBEDDED_BUNDLE else field.default
+        text = f"{field.description} (default: {default})".replace("%", "%%")
         if field.annotation is bool:
             action = argparse.BooleanOptionalAction
             command.add_argument(flag(name), action=action, default=argparse.SUPPRESS, help=text)
         else:
             metavar = name.rpartition("_")[2].upper()
-            command.add_argument(
-                flag(name), default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
-            )
+            command.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=text)
     command.set_defaults(run=_serve)
 
 
@@ -57,13 +67,25 @@ def _add_classify(commands: Any) -> None:
     command = commands.add_parser(
         "classify",
         help="classify texts with a running server",
-        description="Classify texts with a running server.",
+        allow_abbrev=False,
+        description="Classify texts with a running server, in Portuguese or English.",
     )
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one a line")
     command.add_argument("--explain", action="store_true", help="show what each word brought")
     command.add_argument("--json", action="store_true", help="print everything as JSON")
-    command.add_argument("--target", default=DEFAULT_TARGET, help=f"default: {DEFAULT_TARGET}")
-    command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait")
+    command.add_argument(
+        "--target",
+        default=DEFAULT_TARGET,
+        metavar="HOST:PORT",
+        help=f"the server (default: {DEFAULT_TARGET})",
+    )
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds to wait for 256 texts (default: 10)",
+    )
     command.set_defaults(run=_classify)
 
 
@@ -82,6 +104,8 @@ def _serve(options: argparse.Namespace) -> int:
         settings = load_settings(flags)
     except SettingsError as error:
         return _refuse(str(error))
+    if importlib.util.find_spec("onnxruntime") is None:
+        return _refuse("ONNX Runtime is missing; pip install 'realce[cpu]', or 'realce[gpu]'")
     # What computes is loaded only by the command that computes.
     from service.logs import configure_logs
     from service.ort_backend import DeviceError
@@ -96,27 +120,40 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    import grpc
-
-    from service.client import Classifier
+    from service.client import CallError, Classifier
 
     texts = [t for text in options.texts for t in (_lines() if text == "-" else [text])]
+    if not texts:
+        return _refuse("standard input holds no text")
     views = ("evidence", "contributions", "pooling_attention") if options.explain else ()
+    answers: list[Answer] = []
     with Classifier(options.target, timeout_s=options.timeout) as classifier:
         try:
-            answers = classifier.classify(texts, views=views)
-        except grpc.RpcError as error:
-            hint = ""
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                hint = f"; is a server running at {options.target}? `make serve` starts one"
-            code = error.code().name
-            print(f"realce: {code}: {error.details()}{hint}", file=sys.stderr)
+            for start in range(0, len(texts), TEXTS_A_CALL):
+                answers += classifier.classify(texts[start : start + TEXTS_A_CALL], views=views)
+        except CallError as error:
+            print(f"realce: {error}{_hint(error.code, options.target)}", file=sys.stderr)
             return FAILED
     if options.json:
         print(json.dumps({"predictions": [_plain(a) for a in answers]}, ensure_ascii=False))
     else:
-        _show(texts, answers, options.explain)
+        from service.highlight import show
+
+        show(texts, answers, [toward(a) for a in answers] if options.explain else None)
     return 0
+
+
+def _hint(code: str, target: str) -> str:
+    if code == "UNAVAILABLE":
+        return f"; is a server running at {target}? `make serve` starts one"
+    return "; --timeout gives it longer" if code == "DEADLINE_EXCEEDED" else ""
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value}: must be more than 0 seconds")
+    return seconds
 
 
 def _lines() -> list[str]:
@@ -137,35 +174,6 @@ def _plain(answer: "Answer") -> dict[str, Any]:
         plain |= {"tokens": tokens, "bias": answer.bias}
         plain |= {name: view.tolist() for name, view in answer.views.items()}
     return plain
-
-
-def _show(texts: Sequence[str], answers: Sequence["Answer"], explain: bool) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(soft_wrap=True, highlight=False)
-    for text, answer in zip(texts, answers, strict=True):
-        head = f"{answer.label} {answer.probability:.1%}"
-        if not explain:
-            console.print(f"{head}  ", Text(text), sep="")
-            continue
-        shares = toward(answer)
-        painted = Text(text)
-        largest = max((abs(share) for share in shares), default=0.0) or 1.0
-        for token, share in zip(answer.tokens, shares, strict=True):
-            strength = round(40 + 160 * abs(share) / largest)
-            colour = f"rgb(0,{strength},0)" if share > 0 else f"rgb({strength},0,0)"
-            if abs(share) > largest / 8:
-                painted.stylize(f"white on {colour}", token.start, token.end)
-        console.print(f"{head}  ", painted, sep="")
-        ranked = sorted(zip(answer.tokens, shares, strict=True), key=lambda p: -abs(p[1]))
-        parts = (f"{token.text} {share:+.2f}" for token, share in ranked[:8] if token.text)
-        console.print(Text("  " + "  ".join(parts)))
-    if explain:
-        console.print(
-            "[dim]green and +: toward the answer, red and -: against it; all tokens together, "
-            "with the bias, are its logit less the mean of the others'[/dim]"
-        )
 
 
 def toward(answer: "Answer") -> list[float]:
@@ -196,17 +204,28 @@ def _inspect(options: argparse.Namespace) -> int:
         f"{config.vocab_size} word pieces, up to {config.max_tokens} tokens"
     )
     print(f"licence: {manifest.license}")
-    restricted = [source.name for source in manifest.sources if "-NC" in source.license]
+    restricted = [
+        source.name for source in manifest.sources if NON_COMMERCIAL.search(source.license)
+    ]
     if restricted:
-        print(f"NON-COMMERCIAL: trained on {', '.join(restricted)}, which allow no commercial use")
-    for name, metrics in manifest.metrics.items():
         print(
-            f"test {name}: accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, "
-            f"calibration error {metrics['ece']:.1%}, {metrics['rows']} rows"
+            f"NON-COMMERCIAL: trained on {', '.join(restricted)}, so it may not be used for "
+            "commerce; training/configs/embedded-open.toml trains without"
         )
+    for name, metrics in manifest.metrics.items():
+        figures = (_metric(*pair) for pair in metrics.items() if _is_number(pair[1]))
+        print(f"{name}: {', '.join(figures)}")
     for source in manifest.sources:
         print(f"source {source.name} ({source.language}, {source.rows} rows): {source.license}")
     return 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _refuse(reason: str) -> int:

@@ -4,48 +4,86 @@
         answer = classifier.classify(["Não gostei nada."], views=["contributions"])
 
 Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. A call that
-found no server is tried again, within its deadline.
+found no server or a full queue is tried again, within its deadline.
 """
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 import numpy as np
+import numpy.typing as npt
+from google.rpc import error_details_pb2, status_pb2
 
 from protos.realce.v1 import classifier_pb2 as pb
 from protos.realce.v1 import classifier_pb2_grpc as rpc
-from service.types import FloatArray, Token
+from service.errors import Violation
+from service.types import FloatArray, ModelDescription, Token, View
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 128 << 20
 _DTYPES = {pb.DATA_TYPE_FLOAT32: "<f4", pb.DATA_TYPE_FLOAT16: "<f2"}
+_DATA_TYPES = {np.dtype(np.float32): pb.DATA_TYPE_FLOAT32, np.dtype("f2"): pb.DATA_TYPE_FLOAT16}
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                "name": [{"service": "realce.v1.Classifier"}],
+                "name": [
+                    {"service": "realce.v1.Classifier", "method": method}
+                    for method in ("Classify", "GetModel")
+                ],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.05s",
                     "maxBackoff": "1s",
                     "backoffMultiplier": 2,
-                    # Only what is certain not to have been computed; a full queue tells when to
-                    # come back, and the library waits that long.
+                    # Answers have no side effects. A full queue tells when to come back, and the
+                    # library waits that long.
                     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
                 },
             }
         ],
+        # When half of all calls fail, retries stop until it is better: they would only add load.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
     }
 )
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.enable_retries", 1),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 )
+
+
+class CallError(Exception):
+    """A call failed. `code` is gRPC's name for why, as in "INVALID_ARGUMENT".
+
+    `violations` names the fields at fault, `retry_after_s` when to come back, where the server said
+    so; `request_id` is what its log knows the call by.
+    """
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        names = {code.value[0]: code.name for code in grpc.StatusCode}
+        self.code = names.get(status.code, "UNKNOWN")
+        super().__init__(f"{self.code}: {status.message}")
+        self.message = status.message
+        self.violations: tuple[Violation, ...] = ()
+        self.retry_after_s: float | None = None
+        self.request_id = ""
+        for detail in status.details:
+            bad = error_details_pb2.BadRequest()
+            retry, info = error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
+            if detail.Unpack(bad):
+                self.violations = tuple(
+                    Violation(one.field, one.description) for one in bad.field_violations
+                )
+            elif detail.Unpack(retry):
+                self.retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Unpack(info):
+                self.request_id = info.request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +105,43 @@ class Answer:
     bias: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model in service and what a call to it may hold."""
+
+    description: ModelDescription
+    max_texts: int
+    max_text_bytes: int
+    max_response_bytes: int
+
+
 def request_message(
     texts: Sequence[str],
-    views: Iterable[str] = (),
+    views: Iterable[View | str] = (),
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
-    half: bool = False,
+    dtype: npt.DTypeLike = np.float32,
     model: str = "",
 ) -> pb.ClassifyRequest:
-    """The message of a call. `views` by name in any case, as in "evidence"; ValueError if none."""
+    """The message of a call. `views` as `View` or by name in any case, as in "evidence".
+
+    Raises `ValueError` for a view or dtype that there is not, and for texts that are one string.
+    """
+    if isinstance(texts, str):
+        raise ValueError("texts: a string, must be a sequence of strings")
     message = pb.ClassifyRequest(texts=texts, model=model)
     for view in views:
-        message.views.append(pb.View.Value(f"VIEW_{view.upper()}"))  # type: ignore[arg-type]
+        name = f"VIEW_{view.name if isinstance(view, View) else view.upper()}"
+        if name not in pb.View.keys():  # noqa: SIM118 - the enum is no mapping
+            known = ", ".join(one.value for one in View)
+            raise ValueError(f"views: {name} is no view; there are {known}")
+        message.views.append(pb.View.Value(name))  # type: ignore[arg-type]
     if layers or heads:
         message.attention_selection.layers.extend(layers)
         message.attention_selection.heads.extend(heads)
-    if half:
-        message.data_type = pb.DATA_TYPE_FLOAT16
+    if (kind := np.dtype(dtype)) not in _DATA_TYPES:
+        raise ValueError(f"dtype: {kind}, must be float32 or float16")
+    message.data_type = _DATA_TYPES[kind]
     return message
 
 
@@ -93,7 +151,6 @@ def answers(message: pb.ClassifyResponse) -> list[Answer]:
 
 
 def _answer(one: pb.Prediction, bias: Sequence[float]) -> Answer:
-    names = ("evidence", "contributions", "pooling_attention", "attentions")
     return Answer(
         label=one.label,
         probability=one.probability,
@@ -101,7 +158,7 @@ def _answer(one: pb.Prediction, bias: Sequence[float]) -> Answer:
         logits={score.label: score.logit for score in one.scores},
         truncated=one.truncated,
         tokens=[Token(token.text, token.start, token.end) for token in one.tokens],
-        views={name: array(getattr(one, name)) for name in names if one.HasField(name)},
+        views={v.value: array(getattr(one, v.value)) for v in View if one.HasField(v.value)},
         bias={score.label: value for score, value in zip(one.scores, bias, strict=False)},
     )
 
@@ -111,8 +168,44 @@ def array(tensor: pb.Tensor) -> FloatArray:
     return np.frombuffer(tensor.data, dtype=_DTYPES[tensor.data_type]).reshape(tensor.shape)
 
 
+def _model(one: pb.Model) -> Model:
+    return Model(
+        ModelDescription(
+            name=one.name,
+            version=one.version,
+            labels=tuple(one.labels),
+            languages=tuple(one.languages),
+            max_tokens=one.max_tokens,
+            layers=one.layers,
+            heads=one.heads,
+            bias=tuple(one.bias),
+            temperature=one.temperature,
+            license=one.license,
+            provider=one.provider,
+            fingerprint=one.fingerprint,
+        ),
+        max_texts=one.limits.max_texts,
+        max_text_bytes=one.limits.max_text_bytes,
+        max_response_bytes=one.limits.max_response_bytes,
+    )
+
+
+def _failure(error: Any) -> CallError:
+    """What went wrong with a call, from the library's error."""
+    status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status.MergeFromString(value)
+    return CallError(status)
+
+
+def _outcome(message: pb.ClassifyStreamResponse) -> list[Answer] | CallError:
+    failed = message.WhichOneof("result") == "error"
+    return CallError(message.error) if failed else answers(message.response)
+
+
 class Classifier:
-    """A synchronous client; safe to share between threads."""
+    """A synchronous client; safe to share between threads. All calls raise `CallError`."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
@@ -123,25 +216,53 @@ class Classifier:
         self,
         texts: Sequence[str],
         *,
-        views: Iterable[str] = (),
+        views: Iterable[View | str] = (),
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
-        half: bool = False,
+        dtype: npt.DTypeLike = np.float32,
         timeout_s: float | None = None,
     ) -> list[Answer]:
-        """One answer a text, in order. Raises `grpc.RpcError`."""
-        message = request_message(texts, views, layers, heads, half)
-        return answers(self._stub.Classify(message, timeout=timeout_s or self._timeout_s))
+        """One answer a text, in order; `layers` and `heads` choose among attentions."""
+        message = request_message(texts, views, layers, heads, dtype)
+        try:
+            return answers(self._stub.Classify(message, timeout=self._timeout(timeout_s)))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
 
-    def model(self, *, timeout_s: float | None = None) -> pb.Model:
+    def classify_stream(
+        self,
+        batches: Iterable[Sequence[str]],
+        *,
+        views: Iterable[View | str] = (),
+        timeout_s: float | None = None,
+    ) -> Iterator[list[Answer] | CallError]:
+        """What came of each batch of texts, in order: its answers or why there are none.
+
+        `timeout_s` bounds the whole stream; without it there is no bound.
+        """
+        chosen = tuple(views)
+        messages = (
+            pb.ClassifyStreamRequest(request=request_message(texts, chosen)) for texts in batches
+        )
+        try:
+            yield from map(_outcome, self._stub.ClassifyStream(messages, timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    def get_model(self, *, timeout_s: float | None = None) -> Model:
         """The model in service."""
-        call = self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s or self._timeout_s)
-        model: pb.Model = call.model
-        return model
+        try:
+            call = self._stub.GetModel(pb.GetModelRequest(), timeout=self._timeout(timeout_s))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+        return _model(call.model)
 
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +272,7 @@ class Classifier:
 
 
 class AsyncClassifier:
-    """The same on asyncio, with the bulk stream."""
+    """The same on asyncio."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
@@ -162,32 +283,56 @@ class AsyncClassifier:
         self,
         texts: Sequence[str],
         *,
-        views: Iterable[str] = (),
+        views: Iterable[View | str] = (),
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
-        half: bool = False,
+        dtype: npt.DTypeLike = np.float32,
         timeout_s: float | None = None,
     ) -> list[Answer]:
-        """One answer a text, in order. Raises `grpc.aio.AioRpcError`."""
-        message = request_message(texts, views, layers, heads, half)
-        return answers(await self._stub.Classify(message, timeout=timeout_s or self._timeout_s))
+        """One answer a text, in order; `layers` and `heads` choose among attentions."""
+        message = request_message(texts, views, layers, heads, dtype)
+        try:
+            return answers(await self._stub.Classify(message, timeout=self._timeout(timeout_s)))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
 
     async def classify_stream(
-        self, messages: AsyncIterable[pb.ClassifyStreamRequest], *, timeout_s: float | None = None
-    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        """Answers to a stream of messages, in order, each with a response or an error."""
-        async for answer in self._stub.ClassifyStream(messages, timeout=timeout_s):
-            yield answer
+        self,
+        batches: AsyncIterable[Sequence[str]],
+        *,
+        views: Iterable[View | str] = (),
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[list[Answer] | CallError]:
+        """What came of each batch of texts, in order: its answers or why there are none.
 
-    async def model(self, *, timeout_s: float | None = None) -> pb.Model:
+        `timeout_s` bounds the whole stream; without it there is no bound.
+        """
+        chosen = tuple(views)
+
+        async def messages() -> AsyncIterator[pb.ClassifyStreamRequest]:
+            async for texts in batches:
+                yield pb.ClassifyStreamRequest(request=request_message(texts, chosen))
+
+        try:
+            async for message in self._stub.ClassifyStream(messages(), timeout=timeout_s):
+                yield _outcome(message)
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    async def get_model(self, *, timeout_s: float | None = None) -> Model:
         """The model in service."""
-        call = self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s or self._timeout_s)
-        model: pb.Model = (await call).model
-        return model
+        try:
+            call = self._stub.GetModel(pb.GetModelRequest(), timeout=self._timeout(timeout_s))
+            return _model((await call).model)
+        except grpc.RpcError as error:
+            raise _failure(error) from error
 
     async def close(self) -> None:
         """Hang up."""
         await self._channel.close(None)
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
 
     async def __aenter__(self) -> Self:
         return self

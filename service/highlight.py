@@ -1,0 +1,60 @@
+"""An answer in the terminal: words shaded by what they brought to it."""
+
+from collections.abc import Sequence
+
+import regex
+from rich.console import Console
+from rich.text import Text
+
+from service.client import Answer
+from service.types import Token
+
+# A word as a reader sees it, accents that are code points of their own included; or a mark.
+_WORD = regex.compile(r"[\w\p{M}]+(?:['’-][\w\p{M}]+)*|[^\s\w\p{M}]+")
+LEGEND = (
+    "green and +: toward the answer, red and -: against it; all of a text, with the bias, add up "
+    "to its logit less the mean of the others'"
+)
+FAINTEST = 1 / 8  # of the strongest word: what brought less stays unshaded
+NAMED = 8  # words listed with their numbers
+
+
+def show(
+    texts: Sequence[str], answers: Sequence[Answer], shares: Sequence[Sequence[float]] | None
+) -> None:
+    """Print one line a text; with the `shares` of its tokens, shade its words and name some."""
+    console = Console(soft_wrap=True, highlight=False)
+    for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        head = Text(f"{answer.label} {answer.probability:.1%}  ")
+        body = Text(text)
+        if shares is None:
+            console.print(head + body)
+            continue
+        words = by_word(text, answer.tokens, shares[i])
+        largest = max((abs(share) for _, _, share in words), default=0.0) or 1.0
+        for start, end, share in words:
+            if abs(share) >= FAINTEST * largest:
+                strength = round(40 + 160 * abs(share) / largest)
+                colour = f"rgb(0,{strength},0)" if share > 0 else f"rgb({strength},0,0)"
+                body.stylize(f"white on {colour}", start, end)
+        console.print(head + body)
+        words.sort(key=lambda word: -abs(word[2]))
+        named = "  ".join(f"{text[a:b]} {share:+.2f}" for a, b, share in words[:NAMED])
+        console.print(Text("  " + named))
+    if shares is not None:
+        console.print(Text(LEGEND, style="dim"))
+
+
+def by_word(
+    text: str, tokens: Sequence[Token], shares: Sequence[float]
+) -> list[tuple[int, int, float]]:
+    """Start, end and share of each word: the sum over the tokens that begin in it.
+
+    What begins in no word (white space) is a word of its own, so that nothing is lost.
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    totals: dict[tuple[int, int], float] = {}
+    for token, share in zip(tokens, shares, strict=True):
+        whole = next((s for s in spans if s[0] <= token.start < s[1]), (token.start, token.end))
+        totals[whole] = totals.get(whole, 0.0) + share
+    return [(start, end, share) for (start, end), share in sorted(totals.items())]
