@@ -1,11 +1,13 @@
 """Stand-ins that a test drives by hand."""
 
+import asyncio
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
 from service.backend import BackendGone, Outputs
-from service.types import IntArray, Variant
+from service.types import IntArray, ModelDescription, Prediction, Variant, ViewRequest
 
 POISON_ID = 666  # a row that begins with it makes the backend fail
 NAN_ID = 667  # a row that begins with it gets no finite answer
@@ -42,7 +44,9 @@ class FakeBackend:
         """See `Backend.run`."""
         self.entered.release()
         assert self.open.wait(20)
-        rows = [ids[mask == 1].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        rows = [
+            ids[mask == 1].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)
+        ]
         self.batches.append(rows)
         if self.gone:
             raise BackendGone("pulled out")
@@ -63,3 +67,50 @@ class FakeBackend:
             ),
         }
         return {name: whole[name] for name in variant.value}
+
+
+class FakeEngine:
+    """Answers each text with its number of characters as logit; fails and waits as told to.
+
+    `failures` are raised by the next calls, one each; while `open` is not set, calls wait.
+    """
+
+    description = ModelDescription(
+        name="fake",
+        version="1",
+        labels=("negative", "positive"),
+        languages=("en",),
+        max_tokens=64,
+        layers=2,
+        heads=4,
+        bias=(0.25, -0.25),
+        temperature=1.0,
+        license="Apache-2.0",
+        provider="FakeExecutionProvider",
+        fingerprint="0" * 64,
+    )
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.under_way = self.most_under_way = self.calls = self.cancelled = 0
+
+    async def classify(
+        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+    ) -> list[Prediction]:
+        """See `Engine.classify`."""
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.under_way -= 1
+        answers = np.array([[0, len(text)] for text in texts], dtype=np.float32)
+        return [Prediction(row, row / row.sum(), truncated=False) for row in answers]
