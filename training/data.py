@@ -1,34 +1,28 @@
 """Rows in: labelled texts from files and hubs, checked, filtered, split."""
 
-import csv
-import gzip
 import hashlib
-import io
-import json
+import re
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import regex
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-MAX_FIELD_CHARACTERS = 1 << 24
+from training.formats import DataError, read_file, read_hub
+
 KEY_MIN_WORDS = 4  # shorter texts are stock phrases; they coincide without leaking
+MAX_DISCOVERED = 256
+MAX_LABEL_CHARACTERS = 64  # as in the manifest
 
-_NOT_WORD = regex.compile(r"[\W_]+")
-_SENTENCE = regex.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
-_BREAK = regex.compile(r"<br\s*/?>", regex.IGNORECASE)
-
-
-class DataError(ValueError):
-    """The rows cannot be used; the message names file, line or column, value and limit."""
+# The standard library's \w: lists of keys are made with it, and it leaves out combining marks.
+_NOT_WORD = re.compile(r"[\W_]+")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 class SourceConfig(BaseModel):
@@ -91,18 +85,22 @@ def read_rows(
     Paths are relative to `base`. Where `labels` is None they are the distinct ones found, sorted.
     Raises `DataError` on anything that is not a table of at least two known labels.
     """
-    where = source.path or f"hub:{source.hub}"
+    where = _where(source, base)
     texts: list[str] = []
     names: list[str] = []
     dropped: Counter[str] = Counter()
-    for number, text, value in _records(source, base):
-        name = _label_name(source, value)
+    for place, text, value in _records(source, base):
+        name = _label_name(source, labels, value)
         if name is None:
             dropped["left-out label"] += 1
             continue
-        if name == "" or (labels is not None and name not in labels):
-            known = sorted(source.labels) if source.labels else list(labels or ())
-            raise DataError(f"{where}: row {number}: {source.label}={value!r}; known are {known}")
+        if name == "":
+            named = (
+                value for value in source.labels or () if _label_name(source, labels, value) != ""
+            )
+            known = sorted(named if source.labels else labels or ())
+            reason = f"; known are {known}" if known else ": a label cannot be blank"
+            raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
         if source.strip_html:
             text = _BREAK.sub(" ", text)
         pieces = _sentences(text) if source.unit == "sentences" else [text.strip()]
@@ -115,10 +113,16 @@ def read_rows(
         if source.limit is not None and len(texts) >= source.limit:
             break
     if not texts:
-        raise DataError(f"{where}: no rows")
+        raise DataError(f"{where}: no rows{_left_out(dropped)}")
     found = sorted(set(names))
     if len(found) < 2:
-        raise DataError(f"{where}: every row is {found[0]!r}; at least 2 labels are needed")
+        first = "" if source.limit is None else f" of the first {source.limit}"
+        raise DataError(
+            f"{where}: every row{first} is {found[0]!r}; at least 2 labels are needed"
+            f"{_left_out(dropped)}"
+        )
+    if labels is None:
+        _check_discovered(where, source, found)
     classes = labels or tuple(found)
     index = {name: i for i, name in enumerate(classes)}
     rows = Rows(
@@ -131,9 +135,13 @@ def read_rows(
 
 
 def row_key(text: str) -> str:
-    """What a text is recognised by whatever its case, spacing and punctuation: 16 hex digits."""
+    """What a text is recognised by whatever its case, spacing and punctuation: 16 hex digits.
+
+    A text of nothing but symbols is recognised by them.
+    """
     folded = unicodedata.normalize("NFKC", text).lower().replace("<br />", " ")
-    return hashlib.sha1(_NOT_WORD.sub("", folded).encode()).hexdigest()[:16]
+    letters = _NOT_WORD.sub("", folded) or "".join(folded.split())
+    return hashlib.sha1(letters.encode()).hexdigest()[:16]
 
 
 def read_keys(path: Path) -> frozenset[str]:
@@ -196,92 +204,61 @@ def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]
     return rows.take(~in_test & ~in_validation), rows.take(in_validation), rows.take(in_test)
 
 
-def _label_name(source: SourceConfig, value: Any) -> str | None:
+def _label_name(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) -> str | None:
     """The label's name; None: leave the row out; '': not known."""
     key = str(value).strip()
-    if source.labels is None:
-        return key
-    name = source.labels.get(key, "")
-    return None if name is False else name
+    name = key if source.labels is None else source.labels.get(key, "")
+    if name is None or name is False:
+        return None
+    return name if labels is None or name in labels else ""
+
+
+def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> None:
+    """A column of texts or numbers is easily taken for one of labels; tell before training."""
+    if len(found) > MAX_DISCOVERED:
+        raise DataError(
+            f"{where}: {source.label} has {len(found)} different values, the limit is "
+            f"{MAX_DISCOVERED}; is it the column of labels?"
+        )
+    longest = max(found, key=len)
+    if len(longest) > MAX_LABEL_CHARACTERS:
+        raise DataError(
+            f"{where}: {source.label}={longest[:20]!r}… has {len(longest)} characters, the limit "
+            f"is {MAX_LABEL_CHARACTERS}; is it the column of labels?"
+        )
+
+
+def _left_out(dropped: Counter[str]) -> str:
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    return f" ({counts})" if counts else ""
 
 
 def _sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(text) if len(part.split()) >= 3]
 
 
-def _records(source: SourceConfig, base: Path) -> Iterator[tuple[int, str, Any]]:
-    """Row number (from 1), text and label value of every row."""
+def _where(source: SourceConfig, base: Path) -> str:
+    return f"hub:{source.hub}" if source.path is None else str(base / source.path)
+
+
+def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any]]:
+    """Place ('line 7', or 'row 7' where there are no lines), text and label value of every row."""
+    where = _where(source, base)
+    columns = (source.text, source.label)
     if source.hub is not None:
-        records: Iterator[Mapping[str, Any]] = _hub(source)
-        where = f"hub:{source.hub}"
+        records = read_hub(source.hub, source.hub_config, source.hub_split, columns)
     else:
-        assert source.path is not None
-        path = base / source.path
-        where = str(path)
-        if not path.is_file():
-            raise DataError(f"{where}: no such file")
-        records = _file(path)
-    number = 0
-    while True:
-        try:
-            record = next(records, None)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: after row {number}: not UTF-8: {error.reason}") from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{where}: after row {number}: broken gzip: {error}") from error
-        except (csv.Error, json.JSONDecodeError) as error:
-            raise DataError(f"{where}: after row {number}: {error}") from error
-        if record is None:
-            return
-        number += 1
-        for column in (source.text, source.label):
-            if column not in record:
-                raise DataError(f"{where}: no column {column!r}; there are {list(record)}")
-        text, value = record[source.text], record[source.label]
-        if text is None or value is None:
-            raise DataError(f"{where}: row {number}: fewer columns than the header")
-        yield number, str(text), value
-
-
-def _hub(source: SourceConfig) -> Iterator[Mapping[str, Any]]:
-    import datasets  # slow to import, rarely needed
-
-    try:
-        table = datasets.load_dataset(source.hub, source.hub_config, split=source.hub_split)
-    except Exception as error:  # the library raises many kinds
-        raise DataError(f"hub:{source.hub}: cannot be loaded: {error}") from error
-    yield from table
-
-
-def _file(path: Path) -> Iterator[Mapping[str, Any]]:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = suffixes[-1:] == [".gz"]
-    kind = (suffixes[:-1] if zipped else suffixes)[-1:]
-    if not kind or kind[0] not in FORMATS:
-        raise DataError(f"{path}: format not known; use one of {', '.join(FORMATS)}, plain or .gz")
-    with gzip.open(path) if zipped else path.open("rb") as file:
-        if kind[0] == ".parquet":
-            yield from _parquet(path, file.read())
-            return
-        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
-            if kind[0] == ".jsonl":
-                for line in lines:
-                    if line.strip():
-                        record = json.loads(line)
-                        yield record if isinstance(record, dict) else {}
-            else:
-                csv.field_size_limit(MAX_FIELD_CHARACTERS)
-                delimiter = "," if kind[0] == ".csv" else "\t"
-                yield from csv.DictReader(lines, delimiter=delimiter, strict=True)
-
-
-def _parquet(path: Path, content: bytes) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        for batch in table.iter_batches():
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not Parquet: {error}") from error
+        records = read_file(base / str(source.path), columns)
+    for place, text, value in records:
+        if not isinstance(text, str):
+            raise DataError(f"{where}: {place}: {source.text}={text!r:.40} is not text")
+        if value is None:
+            raise DataError(f"{where}: {place}: {source.label} is missing")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell halves of a surrogate pair
+                raise DataError(
+                    f"{where}: {place}: {source.text} is not Unicode text: {error.reason}"
+                ) from error
+        yield place, text, value

@@ -1,0 +1,278 @@
+import csv
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from training.data import (
+    DataError,
+    Rows,
+    SourceConfig,
+    deduplicate,
+    exclude,
+    read_keys,
+    read_rows,
+    row_key,
+    split,
+)
+
+PAIRS = [("Adorei, é ótimo", "good"), ('He said "no",\nthen left', "bad"), ("ok", "good")]
+
+
+def write(path: Path) -> Path:
+    """The pairs in the format that the name asks for."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "parquet":
+        texts, labels = zip(*PAIRS, strict=True)
+        table = pyarrow.table({"text": texts, "label": labels})
+        pyarrow.parquet.write_table(table, path)
+        content = path.read_bytes()
+    elif kind == "jsonl":
+        lines = (json.dumps({"text": t, "label": x}, ensure_ascii=False) for t, x in PAIRS)
+        content = "\n".join(lines).encode()
+    else:
+        plain = path.with_suffix(".tmp")
+        with plain.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t" if kind == "tsv" else ",")
+            writer.writerows([("text", "label"), *PAIRS])
+        content = plain.read_bytes()
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+def read(path: Path, classes: tuple[str, ...] | None = None, **fields):
+    return read_rows(SourceConfig(name="s", path=str(path), **fields), classes, Path())
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+def test_every_format_gives_the_same_rows(tmp_path, ending, zipped):
+    rows, labels, dropped = read(write(tmp_path / f"rows.{ending}{zipped}"), language="pt")
+    assert rows.texts == [text for text, _ in PAIRS]
+    assert labels == ("bad", "good")
+    assert rows.labels.tolist() == [1, 0, 1]
+    assert rows.languages.tolist() == ["pt"] * 3
+    assert not dropped
+
+
+def csv_file(tmp_path: Path, content: str | bytes, name: str = "rows.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_labels_are_named_and_left_out(tmp_path):
+    path = csv_file(tmp_path, "review,stars\nbom,5\nruim,1\nmédio,3\n ,5\n")
+    names = {"1": "negative", "3": False, "5": "positive"}
+    rows, labels, dropped = read(path, text="review", label="stars", labels=names)
+    assert (rows.texts, labels) == (["bom", "ruim"], ("negative", "positive"))
+    assert dropped == {"left-out label": 1, "blank": 1}
+
+
+def test_sentences_carry_their_texts_label(tmp_path):
+    path = csv_file(tmp_path, "text,label\nI liked it.<br />It was good! Yes.,1\nIt was bad.,0\n")
+    rows, _, _ = read(path, unit="sentences", strip_html=True)
+    assert rows.texts == ["I liked it.", "It was good!", "It was bad."]
+    assert rows.labels.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "labels", "reason"),
+    [
+        ("a,b\nx,y\n", None, r"no column 'text'; there are \['a', 'b'\]"),
+        ("text;label\nx;y\n", None, r"no column 'text'; there are \['text;label'\]"),
+        ("text,b\nx,y\n", None, r"no column 'label'; there are \['text', 'b'\]"),
+        ("text,label,text\nx,y,z\n", None, "column 'text' is there 2 times"),
+        ("text,label\nx,odd\n", ("a", "b"), r"line 2: label='odd'; known are \['a', 'b'\]"),
+        ("text,label\nx,a\ny, \n", None, "line 3: label=' ': a label cannot be blank"),
+        ("text,label\nx,a\ny,a\n", None, "every row is 'a'; at least 2 labels are needed"),
+        ("text,label\nx,a\n ,b\n", None, r"every row is 'a'.* \(1 blank\)"),
+        ("text,label\n", None, "no rows"),
+        ("text,label\n  ,a\n,b\n", None, r"no rows \(2 blank\)"),
+        ("", None, "empty file"),
+        ("text,label\nx\n", None, "line 2: 1 columns, the header has 2"),
+        ('text,label\n"x\ny",a\n\nno, never,b\n', None, "line 5: 3 columns, the header has 2"),
+        ('text,label\nx,a\n"y" z,b\n', None, "line 3: "),
+        ('text,label\nx,a\n"open,b\ny,a\n', None, "line 3: unexpected end of data"),
+        (b"text,label\nx,a\ny,b\n\xff\xfe,b\n", None, "line 4: not UTF-8: invalid start byte"),
+        ("text,label\nx,a\n".encode("utf-16"), None, "line 1: not UTF-8"),
+        (
+            "text,label\n" + "".join(f"x,{i}\n" for i in range(300)),
+            None,
+            "label has 300 different values, the limit is 256",
+        ),
+        (
+            f"text,label\nx,a\ny,{'b' * 65}\n",
+            None,
+            "label='b+'… has 65 characters, the limit is 64",
+        ),
+    ],
+)
+def test_bad_tables_are_refused_with_place_and_value(tmp_path, content, labels, reason):
+    with pytest.raises(DataError, match=rf"rows\.csv: .*{reason}"):
+        read(csv_file(tmp_path, content), labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ({"1": "good"}, r"line 3: label='2'; known are \['1'\]"),
+        ({"1": "good", "2": "neutral"}, r"line 3: label='2'; known are \['1'\]"),
+        ({"1": "good", "2": False}, "every row is 'good'.* \\(1 left-out label\\)"),
+    ],
+)
+def test_names_of_labels_must_be_those_of_the_model(tmp_path, names, reason):
+    path = csv_file(tmp_path, "text,label\nx,1\ny,2\n")
+    with pytest.raises(DataError, match=reason):
+        read(path, ("bad", "good"), labels=names)
+
+
+def test_the_line_not_utf8_is_found_far_into_a_zipped_file(tmp_path):
+    content = b"text,label\n" + b"x,a\n" * 50_000 + b"caf\xe9,b\n" + b"x,a\n" * 9
+    path = csv_file(tmp_path, gzip.compress(content), "rows.csv.gz")
+    with pytest.raises(DataError, match="line 50002: not UTF-8"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("rows.csv.gz", b"text,label\n", "after line 1: broken gzip: Not a gzipped file"),
+        (
+            "rows.csv.gz",
+            gzip.compress(b"text,label\n" + b"x,a\n" * 9999)[:-20],
+            r"after line \d+: broken gzip",
+        ),
+        ("rows.csv.gz", b"", "empty file"),
+        ("rows.parquet", b"nothing", "not Parquet"),
+        ("rows.jsonl", b'{"text": "x", "label": 1}\n\n{oops\n', "line 3: Expecting property name"),
+        ("rows.jsonl", b"[" * 200_000, "line 1: maximum recursion"),
+        ("rows.jsonl", b'["x", 1]\n', "line 1: is no JSON object"),
+        ("rows.jsonl", b'{"text": "x"}\n', r"line 1: no column 'label'; there are \['text'\]"),
+        ("rows.jsonl", b'{"text": 5, "label": 1}\n', "line 1: text=5 is not text"),
+        ("rows.jsonl", b'{"text": null, "label": 1}\n', "line 1: text=None is not text"),
+        ("rows.jsonl", b'{"text": "x", "label": null}\n', "line 1: label is missing"),
+        ("rows.jsonl", rb'{"text": "x\ud800", "label": 1}', "line 1: text is not Unicode text"),
+        ("rows.jsonl", b"\n \n", "no rows"),
+        ("rows.xlsx", b"", "format not known; use one of .csv"),
+        ("rows", b"", "format not known; use one of .csv"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, name, content, reason):
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: .*{reason}"):
+        read(csv_file(tmp_path, content, name))
+
+
+def test_parquet_without_the_columns(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"], "y": [1]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"no column 'label'; there are \['text', 'y'\]"):
+        read(tmp_path / "rows.parquet")
+
+
+class Table(list):
+    """As much of the hub library's table as is used."""
+
+    column_names = ("sentence", "label")
+
+
+def test_a_set_on_a_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(*which, split):
+        asked.append((*which, split))
+        return Table([{"sentence": "bom", "label": 1}, {"sentence": "ruim", "label": 0}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    source = SourceConfig(
+        name="s", hub="owner/name", hub_config="pt", text="sentence", labels={"0": "n", "1": "p"}
+    )
+    rows, labels, _ = read_rows(source, None, Path())
+    assert asked == [("owner/name", "pt", "train")]
+    assert (rows.texts, rows.labels.tolist(), labels) == (["bom", "ruim"], [1, 0], ("n", "p"))
+    with pytest.raises(
+        DataError, match=r"hub:owner/name: no column 'text'; there are \['sentence'"
+    ):
+        read_rows(SourceConfig(name="s", hub="owner/name"), None, Path())
+
+
+def test_a_hub_out_of_reach_is_told(monkeypatch):
+    def load_dataset(*_, split):
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(DataError, match="hub:owner/name: cannot be loaded: no route"):
+        read_rows(SourceConfig(name="s", hub="owner/name"), None, Path())
+
+
+@pytest.mark.parametrize("places", [{}, {"path": "a.csv", "hub": "owner/name"}])
+def test_a_source_is_in_one_place(places):
+    with pytest.raises(ValidationError, match="give one of path and hub"):
+        SourceConfig(name="s", **places)
+
+
+def test_the_first_rows_only(tmp_path):
+    path = csv_file(tmp_path, "text,label\nx,a\ny,b\nz,c\n")
+    assert read(path, limit=2)[0].texts == ["x", "y"]
+    with pytest.raises(DataError, match="every row of the first 1 is 'a'"):
+        read(path, limit=1)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        read(tmp_path / "none.csv")
+
+
+def rows_of(*pairs: tuple[str, int]) -> Rows:
+    texts, labels = zip(*pairs, strict=True)
+    size = len(texts)
+    return Rows(list(texts), np.array(labels), np.zeros(size, np.int64), np.full(size, "en"))
+
+
+def test_duplicates_are_kept_once_and_contradictions_not_at_all():
+    first = rows_of(("Good!", 1), ("good", 1), ("odd", 0), ("Odd.", 1), ("fine", 1))
+    second = rows_of(("GOOD", 0), ("new", 0), ("odd", 0))
+    rows, dropped = deduplicate([first, second])
+    assert rows.texts == ["Good!", "fine", "new"]
+    assert rows.sources.tolist() == [0, 0, 1]
+    assert dropped == {"contradictory": 2, "duplicate": 3}
+
+
+def test_rows_of_an_evaluation_set_are_left_out_but_stock_phrases_stay(tmp_path):
+    listed = ["This is a test sentence", "Very good"]
+    content = "key,splits\n" + "".join(f"{row_key(text)},s\n" for text in listed)
+    keys = read_keys(csv_file(tmp_path, content))
+    rows = rows_of(("this is a TEST sentence!", 1), ("very good", 1), ("another sentence", 0))
+    kept, count = exclude(rows, keys)
+    assert (kept.texts, count) == (["very good", "another sentence"], 1)
+
+
+def test_the_key_ignores_case_spacing_and_punctuation():
+    # The first 16 hexadecimal digits of sha1("helloworld1").
+    assert row_key("  Hello,<br />WORLD_1! ") == "c9a9f71cb5bedcfc"
+    assert row_key("é") != row_key("e")
+    # Combining marks are no word characters to those who made the lists; NFKC has no "ṉ̃".
+    assert row_key("q\u0303") == row_key("q")
+
+
+def test_symbols_are_not_all_one_text():
+    rows, dropped = deduplicate([rows_of(("👍", 1), ("👎", 0), ("👍 ", 1), (":-(", 0))])
+    assert rows.texts == ["👍", "👎", ":-("]
+    assert dropped == {"contradictory": 0, "duplicate": 1}
+
+
+def test_a_text_never_changes_sides():
+    rows = rows_of(*((f"text number {i}", i % 2) for i in range(2000)))
+    parts = split(rows, 0.1, 0.2)
+    assert sum(map(len, parts)) == 2000
+    assert [round(len(part) / 2000, 1) for part in parts] == [0.7, 0.1, 0.2]
+    fewer = split(rows.take(np.arange(0, 2000, 3)), 0.1, 0.2)
+    for whole, part in zip(parts, fewer, strict=True):
+        assert set(part.texts) <= set(whole.texts)
