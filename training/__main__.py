@@ -67,6 +67,9 @@ def _add_fit(commands: Any) -> None:
     command.add_argument(
         "--run", type=Path, dest="run_dir", help="folder for checkpoints (default: runs/NAME)"
     )
+    command.add_argument(
+        "--start", type=Path, help="run folder of an earlier stage to begin with the weights of"
+    )
     _add_columns(command)
     command.add_argument("--name", help="name of the bundle")
     command.add_argument("--version", help="version of the bundle")
@@ -138,7 +141,7 @@ def _fit(options: argparse.Namespace) -> int:
     run = options.run_dir or Path("runs") / config.name
     with ranks(device) as where:
         display = Display(quiet=options.quiet or not where.first)
-        bundle = fit(config, options.data_dir, run, options.out, where, display)
+        bundle = fit(config, options.data_dir, run, options.out, where, display, options.start)
     if bundle is not None and options.json:
         print(bundle.manifest.model_dump_json(indent=2))
     return 0

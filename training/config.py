@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.config import ModelConfig
 from training.data import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +50,9 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Averaged weights; 0 turns it off.")
     evaluations_per_epoch: int = Field(1, ge=1)
     patience: int = Field(4, ge=1, description="Evaluations without a better one before the end.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop here although the schedule goes on: a later stage follows."
+    )
     checkpoint_every_steps: int = Field(200, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -78,6 +82,12 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         train, network = self.train, self.network
+        try:
+            ModelConfig(vocab_size=train.vocab_size, classes=2, **network.model_dump())
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(("network", *map(str, fault["loc"])))
+            raise ValueError(f"{key}: {fault['msg']}") from error
         if train.crop_tokens > network.max_tokens:
             raise ValueError(
                 f"train.crop_tokens={train.crop_tokens} exceeds "

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model.bundle import Bundle, Manifest, write_bundle
+from model.bundle import Bundle, Manifest, sha256, write_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -74,13 +75,22 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
 
 
 def fit(
-    config: RunConfig, base: Path, run: Path, out: Path, where: Ranks, display: Display
+    config: RunConfig,
+    base: Path,
+    run: Path,
+    out: Path,
+    where: Ranks,
+    display: Display,
+    start: Path | None = None,
 ) -> Bundle | None:
     """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
 
-    Returns the bundle in the first process, None in the others.
+    `start` is the run folder of an earlier stage, whose tokenizer and best weights this one begins
+    with. Returns the bundle in the first process, None in the others.
     """
     run.mkdir(parents=True, exist_ok=True)
+    if start is not None and where.first and not (run / "tokenizer.json").exists():
+        shutil.copy(start / "tokenizer.json", run)
     splits = prepare(config, base, display)
     tokenizer = _tokenizer(config, splits.train.texts, run, where)
     network_config = ModelConfig(
@@ -90,6 +100,9 @@ def fit(
     )
     torch.manual_seed(config.train.seed)
     network = TextClassifier(network_config)
+    identity = config.fingerprint
+    if start is not None:
+        identity += _begin_with(network, start / "best.pt")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     train = encode(splits.train, tokenizer)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
@@ -108,7 +121,7 @@ def fit(
         world_size=where.world_size,
     )
     trainer = Trainer(
-        network, batches, validation, config.train, f"{config.fingerprint}-{len(train)}", run, where
+        network, batches, validation, config.train, f"{identity}-{len(train)}", run, where
     )
     history = trainer.fit(display)
     if not where.first:
@@ -206,6 +219,15 @@ def code_identity() -> str:
     except (OSError, subprocess.CalledProcessError):
         return version
     return f"{version}+{commit}"
+
+
+def _begin_with(network: TextClassifier, path: Path) -> str:
+    """Load the weights of an earlier stage; returns what identifies them."""
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path}: no weights for this network: {error}") from error
+    return f"-{sha256(path.read_bytes())[:16]}"
 
 
 def _tokenizer(config: RunConfig, texts: list[str], run: Path, where: Ranks) -> Tokenizer:

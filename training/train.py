@@ -197,7 +197,10 @@ class Trainer:
         display.evaluation(progress.history[-1], better)
 
     def _stalled(self) -> bool:
-        return self.progress.evaluations_without_gain >= self.config.patience
+        most = self.config.max_steps
+        return self.progress.evaluations_without_gain >= self.config.patience or (
+            most is not None and self.progress.step >= most
+        )
 
     def _states(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,330 @@
+"""A real server and stock stubs: what callers see."""
+
+import asyncio
+import contextlib
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from protos.realce.v1 import classifier_pb2 as pb
+from protos.realce.v1 import classifier_pb2_grpc as rpc
+from service.client import AsyncClassifier, array
+from service.server import Server, StartError
+from service.settings import Settings
+
+TEXTS = ["Adorei cada minuto deste filme", "I hated every minute of this film", "O final foi brilhante"]
+ALL_VIEWS = [pb.VIEW_EVIDENCE, pb.VIEW_CONTRIBUTIONS, pb.VIEW_POOLING_ATTENTION, pb.VIEW_ATTENTIONS]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture
+async def channel(server: Server):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(channel) -> rpc.ClassifierStub:
+    return rpc.ClassifierStub(channel)
+
+
+def violations(error: grpc.RpcError) -> list[tuple[str, str]]:
+    status = rpc_status.from_call(error)
+    bad = error_details_pb2.BadRequest()
+    for detail in status.details:
+        if detail.Unpack(bad):
+            return [(v.field, v.description) for v in bad.field_violations]
+    return []
+
+
+async def test_an_answer_without_views_holds_no_more_than_scores(stub, bundle):
+    response = await stub.Classify(pb.ClassifyRequest(texts=TEXTS))
+    assert [one.label for one in response.predictions] == ["positive", "negative", "positive"]
+    for one in response.predictions:
+        assert [score.label for score in one.scores] == list(bundle.manifest.labels)
+        assert sum(score.probability for score in one.scores) == pytest.approx(1, abs=1e-6)
+        assert one.probability == max(score.probability for score in one.scores)
+        assert not one.tokens
+        assert not one.HasField("evidence")
+    assert not response.bias
+    assert (response.model_name, response.model_version) == ("tiny", "1")
+
+
+async def test_all_views_account_for_the_logits(stub, bundle):
+    response = await stub.Classify(pb.ClassifyRequest(texts=TEXTS, views=ALL_VIEWS))
+    config = bundle.manifest.config
+    for text, one in zip(TEXTS, response.predictions, strict=True):
+        size = len(one.tokens)
+        logits = np.array([score.logit for score in one.scores])
+        for tensor in (one.evidence, one.contributions):
+            assert array(tensor).shape == (size, 2)
+            assert np.abs(array(tensor).sum(axis=0) + response.bias - logits).max() <= 1e-4
+        assert array(one.pooling_attention).shape == (config.heads, size)
+        assert array(one.attentions).shape == (config.layers, config.heads, size, size)
+        assert np.abs(array(one.attentions).sum(axis=-1) - 1).max() <= 1e-5
+        assert all(token.text == text[token.start : token.end] for token in one.tokens)
+
+
+async def test_attention_is_selected_by_layer_and_head_and_halved(stub):
+    request = pb.ClassifyRequest(texts=TEXTS[:1], views=[pb.VIEW_ATTENTIONS])
+    whole = array((await stub.Classify(request)).predictions[0].attentions)
+    request.attention_selection.layers.append(1)
+    request.attention_selection.heads.extend([3, 0])
+    request.data_type = pb.DATA_TYPE_FLOAT16
+    part = (await stub.Classify(request)).predictions[0].attentions
+    assert part.data_type == pb.DATA_TYPE_FLOAT16
+    assert len(part.data) == 2 * whole.shape[-1] ** 2 * 2
+    np.testing.assert_allclose(array(part), whole[1:2, [3, 0]], atol=1e-3)
+
+
+async def test_offsets_are_code_points_of_the_text_as_sent(stub):
+    text = "👩‍👩‍👧 gostei 🇧🇷 café"
+    request = pb.ClassifyRequest(texts=[text], views=[pb.VIEW_EVIDENCE])
+    (one,) = (await stub.Classify(request)).predictions
+    covered = {token.text for token in one.tokens}
+    assert {"👩‍👩‍👧", "🇧🇷"} <= covered
+    assert all(token.text == text[token.start : token.end] for token in one.tokens)
+
+
+async def test_a_long_text_is_read_to_the_limit_and_says_so(stub, bundle):
+    request = pb.ClassifyRequest(texts=["good " * 500], views=[pb.VIEW_POOLING_ATTENTION])
+    (one,) = (await stub.Classify(request)).predictions
+    assert one.truncated
+    assert len(one.tokens) == bundle.manifest.max_tokens
+
+
+BAD = [
+    ({}, "texts", "0 texts; at least 1, at most 1024"),
+    ({"texts": ["good", ""]}, "texts[1]", "is empty"),
+    ({"texts": [" \t\n"]}, "texts[0]", "is blank"),
+    ({"texts": ["x" * 1_000_000]}, "texts[0]", "1000000 bytes, the limit is 262144"),
+    ({"texts": ["a"] * 100_000}, "texts", "100000 texts, the limit is 1024"),
+    ({"texts": ["a"], "views": [99]}, "views[0]", "99 is no view; there are VIEW_EVIDENCE"),
+    ({"texts": ["a"], "views": [0]}, "views[0]", "0 is no view"),
+    ({"texts": ["a"], "data_type": 9}, "data_type", "9 is no data type"),
+    (
+        {"texts": ["a"], "views": [4], "attention_selection": {"layers": [0, 2]}},
+        "attention_selection.layers[1]",
+        "2, the limit is 1",
+    ),
+    (
+        {"texts": ["a"], "views": [4], "attention_selection": {"heads": [4]}},
+        "attention_selection.heads[0]",
+        "4, the limit is 3",
+    ),
+    (
+        {"texts": ["a"], "views": [4], "attention_selection": {"heads": [1, 1]}},
+        "attention_selection.heads",
+        "names one twice",
+    ),
+    (
+        {"texts": ["a"], "attention_selection": {"heads": [1]}},
+        "attention_selection",
+        "without VIEW_ATTENTIONS",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "path", "reason"), BAD)
+async def test_bad_calls_are_told_field_value_and_limit(stub, fields, path, reason):
+    with pytest.raises(grpc.RpcError) as failed:
+        await stub.Classify(pb.ClassifyRequest(**fields))
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [(field, reason in why) for field, why in violations(failed.value)] == [(path, True)]
+    assert len((await stub.Classify(pb.ClassifyRequest(texts=TEXTS))).predictions) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xff", b"\x0a\x02\xff\xfe"], ids=["no message", "invalid UTF-8"]
+)
+async def test_bytes_that_are_no_message_are_the_callers_fault(channel, stub, content):
+    call = channel.unary_unary("/realce.v1.Classifier/Classify")
+    with pytest.raises(grpc.RpcError) as failed:
+        await call(content)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violations(failed.value)[0][0] == "request"
+    assert (await stub.Classify(pb.ClassifyRequest(texts=TEXTS))).predictions
+
+
+async def test_an_unknown_model_is_not_found(stub):
+    for call in (
+        stub.Classify(pb.ClassifyRequest(texts=["a"], model="other")),
+        stub.GetModel(pb.GetModelRequest(model="other")),
+    ):
+        with pytest.raises(grpc.RpcError, match=r"'other' is not in service; 'tiny' is") as failed:
+            await call
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_attention_too_large_to_send_is_refused_before_inference(settings):
+    server = await Server.start(settings.model_copy(update={"max_answer_bytes": 10_000}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = rpc.ClassifierStub(channel)
+        request = pb.ClassifyRequest(texts=["good " * 99], views=[pb.VIEW_ATTENTIONS])
+        with pytest.raises(grpc.RpcError) as failed:
+            await stub.Classify(request)
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        ((field, why),) = violations(failed.value)
+        assert field == "views"
+        assert f"{64 * 64 * 8 * 4} bytes, the limit is 10000" in why
+        assert server._engine.load[1] == 0  # rows computed
+    await server.close()
+
+
+async def test_an_expired_deadline_fails_alone(stub):
+    with pytest.raises(grpc.RpcError) as failed:
+        await stub.Classify(pb.ClassifyRequest(texts=TEXTS), timeout=1e-6)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await stub.Classify(pb.ClassifyRequest(texts=TEXTS), timeout=5)).predictions
+
+
+async def test_a_cancelled_call_leaves_its_neighbours_alone(stub):
+    calls = [stub.Classify(pb.ClassifyRequest(texts=TEXTS * 20)) for _ in range(12)]
+    for call in calls[::3]:
+        call.cancel()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for i, result in enumerate(results):
+        if i % 3 == 0:
+            assert isinstance(result, asyncio.CancelledError)
+        else:
+            assert len(result.predictions) == 60
+
+
+async def test_the_request_id_comes_back(stub):
+    call = stub.Classify(pb.ClassifyRequest(texts=["a"]), metadata=(("x-request-id", "mine-7"),))
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-7"
+    call = stub.Classify(pb.ClassifyRequest(texts=[""]), metadata=(("x-request-id", "x" * 200),))
+    assert dict(await call.trailing_metadata())["x-request-id"] != "x" * 200
+
+
+async def test_the_model_describes_itself(stub, bundle, settings):
+    model = (await stub.GetModel(pb.GetModelRequest())).model
+    assert (model.name, list(model.labels)) == ("tiny", ["negative", "positive"])
+    assert model.fingerprint == bundle.fingerprint
+    assert (model.layers, model.heads, model.max_tokens) == (2, 4, 64)
+    assert list(model.views) == ALL_VIEWS
+    assert model.limits.max_texts == settings.max_texts
+    assert model.provider == "CPUExecutionProvider"
+
+
+async def test_a_stream_answers_in_order_and_survives_a_bad_message(stub):
+    async def messages():
+        for i in range(40):
+            texts = [" "] if i == 7 else TEXTS[: 1 + i % 3]
+            yield pb.ClassifyStreamRequest(id=str(i), request=pb.ClassifyRequest(texts=texts))
+
+    answers = [answer async for answer in stub.ClassifyStream(messages())]
+    assert [answer.id for answer in answers] == [str(i) for i in range(40)]
+    assert answers[7].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert answers[7].error.message == "texts[0]: is blank"
+    counts = [len(answer.response.predictions) for answer in answers]
+    assert counts == [0 if i == 7 else 1 + i % 3 for i in range(40)]
+
+
+async def test_the_client_gives_arrays(server):
+    async with AsyncClassifier(f"127.0.0.1:{server.port}") as client:
+        (answer,) = await client.classify(["Nada mal"], views=["contributions"])
+        total = answer.views["contributions"].sum(axis=0) + list(answer.bias.values())
+        np.testing.assert_allclose(total, list(answer.logits.values()), atol=1e-4)
+        with pytest.raises(ValueError, match="VIEW_COLOUR"):
+            await client.classify(["a"], views=["colour"])
+
+
+async def test_health_follows_the_server(settings):
+    server = await Server.start(settings)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "realce.v1.Classifier"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert (await health.Check(request)).status == SERVING
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        closing = asyncio.create_task(server.close())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        await closing
+
+
+async def test_a_dead_backend_turns_health_and_answers_unavailable(server, channel, stub):
+    from service.backend import BackendGone
+
+    def gone(*_):
+        raise BackendGone("pulled out")
+
+    server._engine._backend.run = gone
+    with pytest.raises(grpc.RpcError) as failed:
+        await stub.Classify(pb.ClassifyRequest(texts=["a"]))
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    health = health_pb2_grpc.HealthStub(channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_faults_of_ours_tell_the_request_id_and_no_more(server, stub, capsys):
+    def broken(*_, **__):
+        raise ValueError("secret text")
+
+    server._engine._tokenization.encode = broken
+    with pytest.raises(grpc.RpcError) as failed:
+        await stub.Classify(
+            pb.ClassifyRequest(texts=["secret text"]), metadata=(("x-request-id", "id-1"),)
+        )
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert failed.value.details() == "internal error (request id-1)"
+    output = capsys.readouterr()
+    assert "id-1" in output.out + output.err
+    assert "secret" not in output.out + output.err
+
+
+async def test_a_port_in_use_is_named(server, settings):
+    address = f"127.0.0.1:{server.port}"
+    with pytest.raises(StartError, match=f"grpc={address}: cannot listen there"):
+        await Server.start(settings.model_copy(update={"grpc": address}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bundle": "/nowhere"}, "/nowhere: no such folder"),
+        ({"max_batch_tokens": 32}, "max_batch_tokens=32 cannot hold one text of this bundle"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_at_start(settings, change, reason):
+    with pytest.raises(StartError, match=reason):
+        await Server.start(Settings(**(settings.model_dump() | change)))
+
+
+async def test_draining_finishes_what_is_under_way(settings):
+    server = await Server.start(settings)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = rpc.ClassifierStub(channel)
+        calls = [stub.Classify(pb.ClassifyRequest(texts=TEXTS * 100)) for _ in range(8)]
+        while server._engine.load[0] == 0:
+            await asyncio.sleep(0.001)
+        await server.close()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    answered = [r for r in results if not isinstance(r, Exception)]
+    assert answered
+    assert all(len(r.predictions) == 300 for r in answered)
+    refused = [r for r in results if isinstance(r, Exception)]
+    assert all(r.code() is grpc.StatusCode.UNAVAILABLE for r in refused)
+
+
+async def test_reflection_by_option(settings):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    for on in (False, True):
+        server = await Server.start(settings.model_copy(update={"reflection": on}))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            names: list[str] = []
+            with contextlib.suppress(grpc.RpcError):
+                async for answer in stub.ServerReflectionInfo(iter([request])):
+                    names += [s.name for s in answer.list_services_response.service]
+            assert ("realce.v1.Classifier" in names) is on
+        await server.close()

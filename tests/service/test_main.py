@@ -1,0 +1,106 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import main, toward
+from service.client import Answer
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundle: Path):
+    """The command itself, serving on a free port: its address, and the process."""
+    command = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0"]
+    command += ["--bundle", str(tiny_bundle), "--device", "cpu", "--log-level", "debug"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = json.loads(process.stderr.readline())
+        assert line["event"] == "serving", line
+        yield line["address"], process
+        process.send_signal(signal.SIGTERM)
+        log = process.stderr.read()
+        assert process.wait(20) == 0
+    assert [json.loads(text)["event"] for text in log.splitlines()][-2:] == ["draining", "stopped"]
+    assert "gostei" not in log  # no user text
+
+
+def test_json_holds_everything(served, capsys):
+    address, _ = served
+    texts = ["Não gostei nada", "I loved it"]
+    assert main(["classify", *texts, "--explain", "--json", "--target", address]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    assert len(predictions) == 2
+    for text, one in zip(texts, predictions, strict=True):
+        assert set(one["probabilities"]) == {"negative", "positive"}
+        total = sum(row[0] for row in one["contributions"]) + one["bias"]["negative"]
+        assert total == pytest.approx(one["logits"]["negative"], abs=1e-4)
+        assert all(t["text"] == text[t["start"] : t["end"]] for t in one["tokens"])
+
+
+def test_words_are_shown_with_their_share(served, capsys):
+    address, _ = served
+    assert main(["classify", "Adorei este café", "--explain", "--target", address]) == 0
+    output = capsys.readouterr().out
+    assert "positive" in output
+    assert "toward the answer" in output
+
+
+def test_texts_come_from_standard_input(served):
+    address, _ = served
+    command = [sys.executable, "-m", "service", "classify", "-", "--json", "--target", address]
+    output = subprocess.run(
+        command, input="one\n\ntwo\n", capture_output=True, text=True, check=True
+    ).stdout
+    assert len(json.loads(output)["predictions"]) == 2
+
+
+def test_errors_are_one_line_with_a_hint(capsys):
+    assert main(["classify", "a", "--target", "127.0.0.1:9", "--timeout", "5"]) == 1
+    error = capsys.readouterr().err
+    assert "UNAVAILABLE" in error
+    assert "`make serve` starts one" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--device", "tpu"], "realce: --device=tpu: "),
+        (["--device", "cuda"], "realce: device=cuda: this ONNX Runtime has only"),
+        (["--bundle", "/nowhere"], "realce: /nowhere: no such folder"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_a_line(arguments, reason, tiny_bundle, capsys):
+    given = ["serve", "--bundle", str(tiny_bundle), "--grpc", "127.0.0.1:0", *arguments]
+    assert main(given) == 2
+    assert capsys.readouterr().err.startswith(reason)
+
+
+def test_inspect_verifies_and_tells(tiny_bundle, tmp_path, capsys):
+    assert main(["inspect", str(tiny_bundle)]) == 0
+    assert "tiny 1: verified" in capsys.readouterr().out
+    assert main(["inspect", str(tiny_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "tiny"
+    assert main(["inspect", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_share_toward_the_answer_is_against_the_mean_of_the_others():
+    import numpy as np
+
+    answer = Answer(
+        "b", 0.5, {"a": 0.25, "b": 0.5, "c": 0.25}, {}, False,
+        views={"contributions": np.array([[1.0, 4.0, 3.0], [0.0, -1.0, 0.0]])},
+    )
+    assert toward(answer) == [2.0, -1.0]
+
+
+def test_serving_never_loads_torch():
+    code = "import sys, service.__main__, service.server, service.client; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert output.stdout.strip() == "False"

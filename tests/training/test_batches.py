@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.tokenizer import Encoding
+from training.batches import Dataset, TrainingBatches, collate, epoch_rows, plan
+
+
+def dataset(*lengths: int) -> Dataset:
+    """Rows whose ids count up from 10 · (row + 1)."""
+    rows = [np.arange(n, dtype=np.int64) + 10 * (i + 1) for i, n in enumerate(lengths)]
+    return Dataset.encode([Encoding(row, None, False) for row in rows], np.arange(len(lengths)))
+
+
+def test_literal_batch():
+    input_ids, mask = collate(dataset(2, 3, 1), np.array([1, 0]))
+    assert input_ids.tolist() == [[20, 21, 22], [10, 11, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_long_rows_show_a_window():
+    starts = set()
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        input_ids, _ = collate(dataset(5), np.array([0]), 3, generator)
+        first = input_ids[0, 0].item()
+        assert input_ids.tolist() == [[first, first + 1, first + 2]]
+        starts.add(first)
+    assert starts == {10, 11, 12}
+    assert collate(dataset(5), np.array([0]), 3)[0].tolist() == [[10, 11, 12]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.booleans())
+def test_every_row_once_within_budget(lengths, shuffled):
+    sizes = np.array(lengths)
+    generator = np.random.default_rng(0) if shuffled else None
+    batches = plan(np.arange(len(sizes)), sizes, 64, generator, pool=16)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(sizes)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * sizes[rows].max() <= 64
+
+
+@pytest.mark.parametrize(
+    ("epochs", "counts"), [([1.0, 1.0], [10, 4]), ([2.5, 0.5], [25, 2]), ([0.1, 3.0], [1, 12])]
+)
+def test_sources_are_passed_as_often_as_asked(epochs, counts):
+    source_of_row = np.array([0] * 10 + [1] * 4)
+    rows = epoch_rows(source_of_row, epochs, np.random.default_rng(0))
+    assert np.bincount(source_of_row[rows], minlength=2).tolist() == counts
+
+
+def test_ranks_share_each_batch_and_epochs_differ():
+    rows = dataset(*range(1, 30))
+
+    def batches(rank: int, world_size: int) -> TrainingBatches:
+        return TrainingBatches(
+            rows, np.zeros(29, np.int64), [1.0], 64, 20, seed=3, rank=rank, world_size=world_size
+        )
+
+    alone = list(batches(0, 1).iterate(0))
+    for whole, first, second in zip(
+        alone, batches(0, 2).iterate(0), batches(1, 2).iterate(0), strict=True
+    ):
+        assert first.rows == second.rows == whole.rows == len(whole.labels)
+        assert sorted([*first.labels, *second.labels]) == sorted(whole.labels)
+        assert whole.input_ids[0::2].tolist() == first.input_ids.tolist()
+    again = list(batches(0, 1).iterate(0, first=2))
+    assert [b.labels.tolist() for b in again] == [b.labels.tolist() for b in alone[2:]]
+    other = list(batches(0, 1).iterate(1))
+    assert [b.labels.tolist() for b in other] != [b.labels.tolist() for b in alone]

@@ -1,0 +1,50 @@
+import onnx
+import pytest
+import torch
+
+from model.classifier import TextClassifier
+from model.config import ModelConfig
+from training.export import ExportError, check_parity, export, halve_weights
+
+
+@pytest.fixture(scope="module")
+def network() -> TextClassifier:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=60, classes=3, d_model=32, layers=2, heads=4, d_ff=48, max_tokens=24
+    )
+    network = TextClassifier(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    halve_weights(network)
+    return network
+
+
+@pytest.fixture(scope="module")
+def graph(network: TextClassifier) -> onnx.ModelProto:
+    return export(network, 1.7, half_weights=True)
+
+
+def test_every_output_agrees_with_torch_at_every_shape(graph, network):
+    parity = check_parity(graph, network, 1.7)
+    assert parity.worst <= 1e-4
+    assert parity.completeness <= 1e-4
+    assert parity.padding == 0
+    assert parity.company <= 1e-5
+
+
+def test_a_difference_is_noticed(graph, network):
+    with pytest.raises(ExportError, match=r"probabilities at B=1, S=1: off by"):
+        check_parity(graph, network, 1.0)
+
+
+def test_large_weights_are_stored_in_half(graph):
+    halved = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halved) >= 10
+    assert graph.ir_version <= 13
+
+
+def test_nothing_of_the_exporting_machine_is_kept(graph):
+    assert b"site-packages" not in graph.SerializeToString()
+    assert b".py" not in graph.SerializeToString()

@@ -1,0 +1,123 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.checkpoint import CheckpointError, load_checkpoint
+from training.config import TrainConfig
+from training.train import learning_rate
+
+ROOT = Path(__file__).parents[2]
+REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
+SMALL = [
+    "network.d_model=16", "network.heads=2", "network.d_ff=16", "network.max_tokens=32",
+    "train.vocab_size=200", "train.max_batch_tokens=128", "train.crop_tokens=32",
+    "train.checkpoint_every_steps=1", "train.epochs=3", "train.patience=9",
+]  # fmt: skip
+
+
+def command(folder: Path, *extra: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    paths = ["--out", str(folder / "bundle"), "--run", str(folder / "run"), "--threads", "1"]
+    start = launcher or ("-m", "training")
+    return [sys.executable, *start, "fit", str(REVIEWS), *paths, *settings, *extra]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        arguments, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
+    return content["states"]["network"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = run(command(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_killed_run_continued_gives_the_weights_of_an_unbroken_one(unbroken, tmp_path):
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = torch.load(checkpoint, weights_only=True)["progress"]["step"]
+    assert not (tmp_path / "bundle").exists()
+    done = run(command(tmp_path))
+    assert done.returncode == 0, done.stderr
+    ended_at = torch.load(checkpoint, weights_only=True)["progress"]["step"]
+    assert 0 < stopped_at < ended_at
+    for name, value in weights(unbroken).items():
+        assert torch.equal(weights(tmp_path)[name], value), name
+    files = [(folder / "bundle" / "model.onnx").read_bytes() for folder in (unbroken, tmp_path)]
+    assert files[0] == files[1]
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    plain = ("--set", "network.dropout=0", "--set", "train.token_dropout=0", "--epochs", "1")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, start in ((one, ()), (two, (*launcher, "-m", "training"))):
+        done = run(command(folder, *plain, launcher=start))
+        assert done.returncode == 0, done.stderr
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, atol=2e-4, rtol=2e-3)
+    assert (two / "bundle" / "manifest.json").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(unbroken):
+    done = run(command(unbroken, "--seed", "9"))
+    assert done.returncode == 2
+    assert "belongs to another configuration" in done.stderr
+    assert (unbroken / "bundle" / "manifest.json").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
+    content = (unbroken / "run" / "checkpoint.pt").read_bytes()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: damaged"):
+        load_checkpoint(path, "any")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "nothing to train on"),
+        (["none.csv"], "none.csv: no such file"),
+        ([str(REVIEWS), "--text-column", "x"], "no column 'x'; there are"),
+        ([str(REVIEWS), "--set", "train.epochs=0"], "train.epochs=0: .*greater than or equal to 1"),
+        ([str(REVIEWS), "--set", "train.colour=1"], "train.colour=1: Extra inputs"),
+        ([str(REVIEWS), "--set", "network.heads=7"], "heads=7 must divide d_model=192"),
+        ([str(REVIEWS), "--set", "train.crop_tokens=999"], "crop_tokens=999 exceeds"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, capsys):
+    import re
+
+    from training.__main__ import main
+
+    given = ["fit", *arguments, "--out", str(tmp_path / "b"), "--run", str(tmp_path / "r")]
+    assert main([*given, "--device", "cpu", "--quiet"]) == 2
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_the_rate_warms_up_and_decays_to_nothing():
+    config = TrainConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in (0, 9, 10, 55, 100)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
