@@ -9,8 +9,10 @@ from rich.text import Text
 from service.client import Answer
 from service.types import Token
 
-# A word as a reader sees it, accents that are code points of their own included; or a mark.
-_WORD = regex.compile(r"[\w\p{M}]+(?:['’-][\w\p{M}]+)*|[^\s\w\p{M}]+")
+# A word as a reader sees it, accents that are code points of their own included; or a run of marks
+# and emoji, whose joiners the library would count among letters.
+_INNER = r"[\p{L}\p{N}\p{M}_]"
+_WORD = regex.compile(rf"[\p{{L}}\p{{N}}_]{_INNER}*(?:['’-]{_INNER}+)*|[^\s\p{{L}}\p{{N}}_]+")
 LEGEND = (
     "green and +: toward the answer, red and -: against it; all of a text, with the bias, add up "
     "to its logit less the mean of the others'"

@@ -92,7 +92,7 @@ def test_watchers_see_the_warm_up_end(settings, monkeypatch):
 
         monkeypatch.setattr(Server, "_bind", told)
         starting = asyncio.ensure_future(Server.start(settings))
-        while not ports:
+        while not ports:  # noqa: ASYNC110 - binding sends no event
             await asyncio.sleep(0.01)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
             health, stub = health_pb2_grpc.HealthStub(channel), rpc.ClassifierStub(channel)
@@ -186,7 +186,7 @@ async def test_offsets_hold_for_every_kind_of_character(server):
 async def test_a_hundred_thousand_real_texts_are_refused_with_the_limit(server):
     """Some 10 MB: more than a request may hold, and still answered in words of ours."""
     texts = [
-        "I loved every minute of it, and would gladly go again with all of my friends."
+        "I loved every minute of this film, and would gladly see it again with each of my friends."
     ] * 100_000
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = rpc.ClassifierStub(channel)

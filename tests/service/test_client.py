@@ -1,0 +1,137 @@
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+
+from protos.realce.v1 import classifier_pb2 as pb
+from service.client import AsyncClassifier, CallError, Classifier, array, request_message
+from service.errors import Overloaded, Unavailable
+from service.servicer import ClassifierServicer
+from service.types import View
+from service.validation import Limits
+from tests.fakes import FakeEngine
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def target(engine: FakeEngine) -> AsyncIterator[str]:
+    limits = Limits(max_texts=100, max_text_bytes=200, max_answer_bytes=1000)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.fixture
+async def client(target: str) -> AsyncIterator[AsyncClassifier]:
+    async with AsyncClassifier(target) as client:
+        yield client
+
+
+async def test_a_call_that_found_no_room_is_tried_again(engine, client):
+    engine.failures = [Overloaded("full", 0.02), Unavailable("draining"), Overloaded("full", 0.02)]
+    (answer,) = await client.classify(["four"])
+    assert answer.logits == {"negative": 0.0, "positive": 4.0}
+    assert engine.calls == 4
+
+
+async def test_retries_come_to_an_end_and_say_when_to_come_back(engine, client):
+    engine.failures = [Overloaded("the queue is full", 0.02)] * 9
+    with pytest.raises(CallError, match=r"^RESOURCE_EXHAUSTED: the queue is full$") as failed:
+        await client.classify(["a"])
+    assert failed.value.retry_after_s == 0.02
+    assert engine.calls == 4
+
+
+async def test_a_call_at_fault_is_not_tried_again_and_names_its_fields(engine, client):
+    with pytest.raises(CallError, match=r"^INVALID_ARGUMENT: texts\[1\]: is empty") as failed:
+        await client.classify(["a", "", " "])
+    assert [fault.field for fault in failed.value.violations] == ["texts[1]", "texts[2]"]
+    assert len(failed.value.request_id) == 32
+    assert engine.calls == 0
+
+
+async def test_a_call_has_a_deadline_even_when_none_is_given(engine, target):
+    engine.open.clear()
+    async with AsyncClassifier(target, timeout_s=0.1) as client:
+        with pytest.raises(CallError) as failed:
+            await client.classify(["a"])
+    assert failed.value.code == "DEADLINE_EXCEEDED"
+
+
+async def test_a_stream_gives_answers_and_errors_in_order(client):
+    async def batches():
+        for texts in (["four"], [""], ["a", "bb"]):
+            yield texts
+
+    first, second, third = [outcome async for outcome in client.classify_stream(batches())]
+    assert [answer.logits["positive"] for answer in first] == [4.0]
+    assert isinstance(second, CallError)
+    assert second.violations[0].field == "texts[0]"
+    assert [answer.logits["positive"] for answer in third] == [1.0, 2.0]
+
+
+async def test_the_model_comes_as_plain_data(engine, client):
+    model = await client.get_model()
+    assert model.description == engine.description
+    assert (model.max_texts, model.max_text_bytes, model.max_response_bytes) == (100, 200, 1000)
+
+
+def test_no_server_is_told_at_once():
+    with Classifier("127.0.0.1:9", timeout_s=20) as client:
+        for call in (lambda: client.classify(["a"]), client.get_model):
+            with pytest.raises(CallError) as failed:
+                call()
+            assert failed.value.code == "UNAVAILABLE"
+        with pytest.raises(CallError):
+            list(client.classify_stream([["a"]]))
+
+
+def test_a_message_holds_what_was_asked_for():
+    message = request_message(["a"], ["evidence", View.ATTENTIONS], [1], [0, 2], np.float16)
+    assert list(message.views) == [pb.VIEW_EVIDENCE, pb.VIEW_ATTENTIONS]
+    assert list(message.attention_selection.layers) == [1]
+    assert list(message.attention_selection.heads) == [0, 2]
+    assert message.data_type == pb.DATA_TYPE_FLOAT16
+    assert not request_message(["a"]).HasField("attention_selection")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"texts": "one string"}, "must be a sequence of strings"),
+        ({"texts": ["a"], "views": ["colour"]}, "VIEW_COLOUR is no view; there are evidence, "),
+        ({"texts": ["a"], "views": ["unspecified_"]}, "is no view"),
+        ({"texts": ["a"], "dtype": np.float64}, "float64, must be float32 or float16"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_it_is_sent(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        request_message(**arguments)
+
+
+def test_tensors_are_little_endian_and_row_major():
+    tensor = pb.Tensor(shape=[1, 2], data_type=pb.DATA_TYPE_FLOAT16, data=b"\x00\x3c\x00\xc0")
+    assert array(tensor).tolist() == [[1.0, -2.0]]
+
+
+def test_the_client_needs_neither_onnx_nor_its_runtime():
+    code = (
+        "import sys, service.client; "
+        "print(sorted({'onnx', 'onnxruntime', 'torch', 'tokenizers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert done.stdout.strip() == "[]"

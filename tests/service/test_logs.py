@@ -1,0 +1,46 @@
+import io
+import json
+import logging
+
+import pytest
+import structlog
+
+from service.logs import LibraryLine, configure_logs
+
+
+@pytest.fixture
+def lines():
+    """Logs configured into a buffer, and put back as they were."""
+    root, stream = logging.getLogger(), io.StringIO()
+    handlers, level = list(root.handlers), root.level
+    root.handlers = []  # the handlers of the test run are not ours to close
+    configure_logs("info", stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    structlog.reset_defaults()
+    root.handlers, root.level = handlers, level
+
+
+def test_a_line_is_one_json_object_of_at_least_the_level(lines):
+    log = structlog.get_logger("test")
+    log.debug("unheard")
+    log.info("serving", address="127.0.0.1:1", bundle="ação")
+    (line,) = lines()
+    assert (line["event"], line["level"], line["bundle"]) == ("serving", "info", "ação")
+    assert line["timestamp"].endswith("Z")
+
+
+def test_a_librarys_error_tells_where_but_not_what(lines):
+    try:
+        raise ValueError("secret text")
+    except ValueError:
+        logging.getLogger("grpc").exception("Unexpected [%s]", "secret text")
+    (line,) = lines()
+    assert (line["logger"], line["level"], line["error"]) == ("grpc", "error", "ValueError")
+    assert line["event"] == "Unexpected [%s]"
+    assert "test_logs.py" in line["place"]
+    assert "secret" not in json.dumps(line)
+
+
+def test_a_record_without_an_error_has_no_place():
+    record = logging.LogRecord("a", logging.WARNING, "", 1, "slow", (), None)
+    assert "place" not in json.loads(LibraryLine().format(record))
