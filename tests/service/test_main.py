@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 
 from service.__main__ import main, toward
 from service.client import Answer
+from service.settings import Settings, flag
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +91,61 @@ def test_inspect_verifies_and_tells(tiny_bundle, tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_inspect_says_plainly_what_may_not_be_sold(tiny_bundle, tmp_path, capsys):
+    restricted = shutil.copytree(tiny_bundle, tmp_path / "restricted")
+    manifest = json.loads((restricted / "manifest.json").read_text())
+    manifest["sources"][0] |= {"name": "shop", "license": "CC-BY-NC-SA-4.0"}
+    (restricted / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["inspect", str(restricted)]) == 0
+    assert "NON-COMMERCIAL: trained on shop, so it may not" in capsys.readouterr().out
+    assert main(["inspect", str(tiny_bundle)]) == 0
+    assert "NON-COMMERCIAL" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon"])
+def test_a_timeout_must_be_seconds(timeout, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["classify", "a", "--timeout", timeout])
+    assert "--timeout" in capsys.readouterr().err
+
+
+def test_no_text_at_all_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n\n"))
+    assert main(["classify", "-"]) == 2
+    assert capsys.readouterr().err == "realce: standard input holds no text\n"
+
+
+def test_many_lines_are_asked_for_in_several_calls(served, capsys, monkeypatch):
+    address, _ = served
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I loved it\n" * 1500))
+    assert main(["classify", "-", "--json", "--target", address]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 1500
+
+
+def test_help_of_serve_names_every_setting(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+    output = capsys.readouterr().out
+    assert all(flag(name) in output for name in Settings.model_fields)
+
+
 def test_share_toward_the_answer_is_against_the_mean_of_the_others():
     import numpy as np
 
     answer = Answer(
-        "b", 0.5, {"a": 0.25, "b": 0.5, "c": 0.25}, {}, False,
+        "b",
+        0.5,
+        {"a": 0.25, "b": 0.5, "c": 0.25},
+        {},
+        False,
         views={"contributions": np.array([[1.0, 4.0, 3.0], [0.0, -1.0, 0.0]])},
     )
     assert toward(answer) == [2.0, -1.0]
 
 
 def test_serving_never_loads_torch():
-    code = "import sys, service.__main__, service.server, service.client; print('torch' in sys.modules)"
+    modules = "sys, service.__main__, service.server, service.client, service.highlight"
+    code = f"import {modules}; print('torch' in sys.modules)"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -36,7 +36,7 @@ def test_impossible_values_are_refused_with_key_value_and_reason(flags, reason):
 
 def test_a_bad_variable_is_named_as_the_variable(monkeypatch):
     monkeypatch.setenv("REALCE_THREADS", "-3")
-    with pytest.raises(SettingsError, match="REALCE_THREADS=-3: .*greater than or equal to 0"):
+    with pytest.raises(SettingsError, match=r"REALCE_THREADS=-3: .*greater than or equal to 0"):
         load_settings({})
 
 
@@ -44,6 +44,34 @@ def test_unknown_variables_are_refused(monkeypatch):
     monkeypatch.setenv("REALCE_MAX_TEXT", "5")
     with pytest.raises(SettingsError, match="REALCE_MAX_TEXT: no such setting; there are"):
         load_settings({})
+
+
+def test_a_misspelt_variable_is_told_what_was_meant(monkeypatch):
+    monkeypatch.setenv("REALCE_GRACE", "5")
+    with pytest.raises(SettingsError, match=r"Did you mean REALCE_GRACE_S\?"):
+        load_settings({})
+
+
+def test_all_that_is_wrong_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("REALCE_THREADS", "-3")
+    with pytest.raises(SettingsError, match=r"^--device=tpu: .*; REALCE_THREADS=-3: ") as refused:
+        load_settings({"device": "tpu"})
+    assert str(refused.value).count(";") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "told"),
+    [
+        ({"threads": "2"}, "3", "--threads=2"),
+        ({}, "3", "REALCE_THREADS=3"),
+        ({}, None, "--threads=0 (the default)"),
+    ],
+)
+def test_a_setting_is_told_as_it_was_given(monkeypatch, flags, variable, told):
+    if variable:
+        monkeypatch.setenv("REALCE_THREADS", variable)
+    monkeypatch.setenv("REALCE_MAX_TEXTS", "7")
+    assert load_settings(flags).given("threads") == told
 
 
 def test_every_setting_is_described():
