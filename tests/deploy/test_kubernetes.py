@@ -1,5 +1,6 @@
 """The manifests: valid, confined, and naming only what the server and the trainer have."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -25,8 +26,13 @@ SERVING = ("cpu", "gpu")
 ALL = (*SERVING, "training")
 
 
+@functools.cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    return kustomize.render(OVERLAYS / overlay)
+
+
 def objects(overlay: str, kind: str) -> list[dict[str, Any]]:
-    return [one for one in kustomize.render(OVERLAYS / overlay) if one["kind"] == kind]
+    return [one for one in rendered(overlay) if one["kind"] == kind]
 
 
 def deployment(overlay: str) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def test_every_overlay_is_tested():
 
 @pytest.mark.parametrize("overlay", ALL)
 def test_rendered_objects_are_valid_to_the_letter(overlay):
-    for one in kustomize.render(OVERLAYS / overlay):
+    for one in rendered(overlay):
         kubernetes_validate.validate(one, "1.37", strict=True)
 
 
@@ -68,7 +74,7 @@ def test_kubectl_renders_the_same_objects(overlay):
         return one["kind"], one["metadata"]["name"]
 
     theirs = sorted(yaml.safe_load_all(done.stdout), key=key)
-    assert theirs == sorted(kustomize.render(OVERLAYS / overlay), key=key)
+    assert theirs == sorted(rendered(overlay), key=key)
 
 
 @pytest.mark.parametrize("overlay", SERVING)
