@@ -124,14 +124,15 @@ def read_bundle(path: Path) -> Bundle:
         actual = sha256(_inside(path, name).read_bytes())
         if actual != expected:
             raise BundleError(
-                f"{path}/{name}: damaged: sha256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…"
+                f"{path}/{name}: damaged: sha256 is {actual[:12]}…, "
+                f"{MANIFEST} says {expected[:12]}…"
             )
     graph = _read_graph(path / GRAPH, manifest)
     return Bundle(path, manifest, fingerprint, graph, _read_tokenizer(path, manifest))
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """The manifest of the bundle in folder `path` and its fingerprint, the files not yet verified."""
+    """The manifest of the bundle in folder `path`, its files unverified, and its fingerprint."""
     if not path.is_dir():
         raise BundleError(f"{path}: no such folder; a bundle is a folder with {MANIFEST}")
     try:

@@ -57,7 +57,7 @@ class TextClassifier(nn.Module):
             if parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=0.02)
         # Residual branches start small, so that depth does not grow the stream (GPT-2).
-        for layer in self.encoder.layers:
+        for layer in self.encoder.stack():
             scale = 0.02 / (2 * self.config.layers) ** 0.5
             nn.init.normal_(layer.attention.out_proj.weight, std=scale)
             nn.init.normal_(layer.feed_forward.down_proj.weight, std=scale)
@@ -85,7 +85,7 @@ class TextClassifier(nn.Module):
         evidence = attribution.evidence(looked, value, self.direction())  # [B, S, C]
         mixings = [
             attribution.mixing(layer.attention, trace)
-            for layer, trace in zip(self.encoder.layers, traces, strict=True)
+            for layer, trace in zip(self.encoder.stack(), traces, strict=True)
         ]
         return Explanation(
             logits=self.head(pooled[:, 0]),

@@ -1,6 +1,7 @@
 """Pre-norm Transformer encoder: tokens in, tokens in context out."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,12 +67,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
 
+    def stack(self) -> Iterator[EncoderLayer]:
+        """The layers, first to last."""
+        yield from cast("Iterator[EncoderLayer]", self.layers)
+
     def forward(
         self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], trace: bool = False
     ) -> tuple[Tensor, list[LayerTrace]]:
         """[B, S, d] to [B, S, d], with one trace a layer, first to last, when asked for."""
         traces = []
-        for layer in self.layers:
+        for layer in self.stack():
             x, layer_trace = layer(x, mask, rotary, trace)
             if layer_trace is not None:
                 traces.append(layer_trace)

@@ -14,9 +14,10 @@ import torch
 from model.bundle import BundleError, read_bundle
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, load_config
-from training.data import DataError, SourceConfig, read_rows
+from training.data import SourceConfig, read_rows
 from training.evaluate import measure, predict_bundle
 from training.export import ExportError
+from training.formats import DataError
 from training.pipeline import encode, fit
 from training.progress import Display
 from training.train import ranks

@@ -40,7 +40,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """input_ids and attention_mask [B, S], labels [B]; `rows` counts the whole step's, all ranks'."""
+    """input_ids and attention_mask [B, S], labels [B]; `rows` counts all ranks' in this step."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -49,8 +49,12 @@ class TrainingBatch:
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on `device`."""
-        moved = (t.to(device) for t in (self.input_ids, self.attention_mask, self.labels))
-        return TrainingBatch(*moved, rows=self.rows)
+        return TrainingBatch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.labels.to(device),
+            self.rows,
+        )
 
 
 def epoch_rows(

@@ -70,11 +70,13 @@ def model_card(manifest: dict[str, Any], settings: dict[str, Any], parameters: i
     lines = [
         f"# {manifest['name']} {manifest['version']}",
         "",
-        f"Text classifier: {', '.join(manifest['labels'])}. Languages: {', '.join(manifest['languages'])}.",
+        f"Text classifier: {', '.join(manifest['labels'])}. "
+        f"Languages: {', '.join(manifest['languages'])}.",
         f"Licence: {manifest['license']}.",
         "",
-        f"{network['layers']} encoder layers of width {network['d_model']} with {network['heads']} heads, "
-        f"learned-query pooling, {parameters:,} parameters, {network['vocab_size']:,} word pieces; "
+        f"{network['layers']} encoder layers of width {network['d_model']} with "
+        f"{network['heads']} heads, learned-query pooling, "
+        f"{parameters:,} parameters, {network['vocab_size']:,} word pieces; "
         f"reads at most {network['max_tokens']} tokens. Trained from scratch, no outside weights. "
         f"Temperature {manifest['temperature']:.3f}.",
         "",
@@ -106,8 +108,9 @@ def model_card(manifest: dict[str, Any], settings: dict[str, Any], parameters: i
         "",
         "## Limits",
         "",
-        "It knows the kinds of text named above and nothing else. It sees one text at a time, can miss "
-        "irony, and can repeat what its reviews were biased in. Do not decide about people with it.",
+        "It knows the kinds of text named above and nothing else. It sees one text at a time, can "
+        "miss irony, and can repeat what its reviews were biased in. Do not decide about people "
+        "with it.",
         "",
     ]
     return "\n".join(lines).encode()

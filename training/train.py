@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,11 @@ def ranks(device: str) -> Iterator[Ranks]:
     local = dist.get_node_local_rank()
     try:
         index = local if device == "cuda" else None
-        yield Ranks(dist.get_rank(), dist.get_world_size(), torch.device(device, index))
+        yield Ranks(
+            dist.get_rank(),
+            dist.get_world_size(),
+            torch.device(device if index is None else f"{device}:{index}"),
+        )
     finally:
         dist.destroy_process_group()
 
@@ -62,7 +66,8 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, embedding."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         matrix = parameter.dim() >= 2 and not name.startswith(("embedding", "query"))
         (decayed if matrix else plain).append(parameter)
@@ -171,7 +176,8 @@ class Trainer:
 
     def _evaluate(self, steps: int, meter: "Meter", display: Display) -> None:
         progress = self.progress
-        candidate = self.average.module if self.config.ema_decay else self.network
+        averaged = cast("TextClassifier", self.average.module)
+        candidate = averaged if self.config.ema_decay else self.network
         entry = {
             "step": progress.step,
             "learning_rate": learning_rate(progress.step, steps, self.config),

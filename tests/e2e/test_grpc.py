@@ -16,8 +16,12 @@ from service.client import AsyncClassifier, array
 from service.server import Server, StartError
 from service.settings import Settings
 
-TEXTS = ["Adorei cada minuto deste filme", "I hated every minute of this film", "O final foi brilhante"]
-ALL_VIEWS = [pb.VIEW_EVIDENCE, pb.VIEW_CONTRIBUTIONS, pb.VIEW_POOLING_ATTENTION, pb.VIEW_ATTENTIONS]
+TEXTS = [
+    "Adorei cada minuto deste filme",
+    "I hated every minute of this film",
+    "O final foi brilhante",
+]
+ALL_VIEWS = [view for view in pb.View.values() if view]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

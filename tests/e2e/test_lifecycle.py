@@ -92,7 +92,7 @@ def test_watchers_see_the_warm_up_end(settings, monkeypatch):
 
         monkeypatch.setattr(Server, "_bind", told)
         starting = asyncio.ensure_future(Server.start(settings))
-        while not ports:  # noqa: ASYNC110 - binding sends no event
+        while not ports:
             await asyncio.sleep(0.01)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
             health, stub = health_pb2_grpc.HealthStub(channel), rpc.ClassifierStub(channel)

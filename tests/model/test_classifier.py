@@ -61,6 +61,38 @@ def test_a_text_answers_the_same_alone_and_in_company(network, padded):
     assert (alone.attentions[0] - company.attentions[1, ..., :5, :5]).abs().max() <= 1e-5
 
 
-def test_shapes(network, padded):
-    shapes = [tuple(tensor.shape) for tensor in network.explain(*padded)]
-    assert shapes == [(2, 3), (2, 9, 3), (2, 9, 3), (2, 4, 9), (2, 3, 4, 9, 9)]
+@pytest.mark.parametrize(
+    ("view", "shape"),
+    [
+        ("logits", (2, 3)),
+        ("evidence", (2, 9, 3)),
+        ("contributions", (2, 9, 3)),
+        ("pooling_attention", (2, 4, 9)),
+        ("attentions", (2, 3, 4, 9, 9)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_shapes_and_types(network, padded, view, shape, dtype):
+    tensor = getattr(network.to(dtype).explain(*padded), view)
+    assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
+    assert tensor.isfinite().all()
+
+
+def test_one_token_owns_the_whole_answer(network):
+    alone = torch.tensor([[7]])
+    explanation = network.explain(alone, torch.ones_like(alone))
+    assert (explanation.attentions == 1).all()
+    assert (explanation.pooling_attention == 1).all()
+    torch.testing.assert_close(explanation.contributions, explanation.evidence)
+    torch.testing.assert_close(
+        explanation.evidence[0, 0] + network.head.bias, explanation.logits[0]
+    )
+
+
+def test_padding_learns_nothing(network, padded):
+    network(*padded).sum().backward()
+    assert (network.embedding.weight.grad[0] == 0).all()
+
+
+def test_what_is_saved_is_what_was_learnt(network):
+    assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}

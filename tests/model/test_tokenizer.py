@@ -38,7 +38,7 @@ def test_accents_count_and_their_spelling_does_not():
     assert composed != bare
 
 
-@pytest.mark.parametrize("cluster", ["👩‍👩‍👧", "🇧🇷", "é", "👍🏽", "नि"])
+@pytest.mark.parametrize("cluster", ["👩‍👩‍👧", "🇧🇷", "e\u0301", "👍🏽", "नि", "q\u0303"])
 def test_offsets_never_split_what_is_read_as_one_character(cluster):
     text = f"bom {cluster} pão"
     assert cluster in pieces(text)
@@ -70,6 +70,8 @@ def test_truncation_is_told(stops, truncated):
 def test_blank_text_reads_as_unknown():
     (encoding,) = TOKENIZER.encode_batch([" \n"], offsets=True)
     assert encoding.input_ids.tolist() == [UNK_ID]
+    assert encoding.offsets.tolist() == [[0, 2]]
+    assert not encoding.truncated
 
 
 def test_special_tokens_are_not_written_by_users():
@@ -82,6 +84,36 @@ def test_reads_back_what_it_wrote(tmp_path: Path):
     path.write_text(TOKENIZER.to_json(), encoding="utf-8")
     again = Tokenizer.load(path, max_tokens=12)
     assert again.to_json() == TOKENIZER.to_json()
+    for first, second in zip(
+        TOKENIZER.encode_batch([*TEXTS, "zebra 👍"], offsets=True),
+        again.encode_batch([*TEXTS, "zebra 👍"], offsets=True),
+        strict=True,
+    ):
+        assert first.input_ids.tolist() == second.input_ids.tolist()
+        assert first.offsets.tolist() == second.offsets.tolist()
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    again = Tokenizer.train(TEXTS, vocab_size=120, max_tokens=12)
+    assert again.to_json() == TOKENIZER.to_json()
+    other = Tokenizer.train(TEXTS[:1], vocab_size=120, max_tokens=12)
+    assert other.to_json() != TOKENIZER.to_json()
+
+
+def test_offsets_of_a_truncated_text_are_those_of_its_start():
+    text = "não gostei do pão " * 20
+    (encoding,) = TOKENIZER.encode_batch([text], offsets=True)
+    assert encoding.truncated
+    assert encoding.offsets.shape == (12, 2)
+    assert (encoding.offsets[1:, 0] >= encoding.offsets[:-1, 0]).all()
+    assert encoding.offsets[0].tolist()[0] == 0
+
+
+def test_case_and_a_letter_that_grows_in_lower_case_leave_offsets_exact():
+    text = "CAFÉ İstanbul bom"  # İ is two code points in lower case
+    (encoding,) = TOKENIZER.encode_batch([text], offsets=True)
+    covered = {i for start, end in encoding.offsets for i in range(start, end)}
+    assert covered == {i for i, character in enumerate(text) if character != " "}
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}'])

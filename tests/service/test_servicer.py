@@ -68,7 +68,7 @@ def detail(error: grpc.aio.AioRpcError, kind):
 
 async def until(condition) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what it looks at sends no event
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -6,8 +6,18 @@ from service.types import NO_VIEWS, ModelDescription, View, ViewRequest
 from service.views import answer_bytes, check_answer_bytes, cut
 
 MODEL = ModelDescription(
-    name="m", version="1", labels=("a", "b"), languages=(), max_tokens=8, layers=2, heads=3,
-    bias=(0.0, 0.0), temperature=1.0, license="", provider="", fingerprint="",
+    name="m",
+    version="1",
+    labels=("a", "b"),
+    languages=(),
+    max_tokens=8,
+    layers=2,
+    heads=3,
+    bias=(0.0, 0.0),
+    temperature=1.0,
+    license="",
+    provider="",
+    fingerprint="",
 )
 ALL = ViewRequest(frozenset(View), (0, 1), (0, 1, 2))
 

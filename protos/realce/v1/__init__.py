@@ -1,0 +1,1 @@
+"""realce.v1: the classifier."""
