@@ -94,8 +94,9 @@ def test_reads_back_what_it_wrote(tmp_path: Path):
 
 
 def test_the_same_texts_give_the_same_tokenizer():
-    again = Tokenizer.train(TEXTS, vocab_size=120, max_tokens=12)
-    assert again.to_json() == TOKENIZER.to_json()
+    for _ in range(4):
+        again = Tokenizer.train(TEXTS, vocab_size=120, max_tokens=12)
+        assert again.to_json() == TOKENIZER.to_json()
     other = Tokenizer.train(TEXTS[:1], vocab_size=120, max_tokens=12)
     assert other.to_json() != TOKENIZER.to_json()
 
@@ -110,7 +111,7 @@ def test_offsets_of_a_truncated_text_are_those_of_its_start():
 
 
 def test_case_and_a_letter_that_grows_in_lower_case_leave_offsets_exact():
-    text = "CAFÉ İstanbul bom"  # İ is two code points in lower case
+    text = "CAFÉ İ pão"  # İ is two code points in lower case
     (encoding,) = TOKENIZER.encode_batch([text], offsets=True)
     covered = {i for start, end in encoding.offsets for i in range(start, end)}
     assert covered == {i for i, character in enumerate(text) if character != " "}
