@@ -161,8 +161,10 @@ def write_bundle(
     """Write a bundle into `path`, whole or not at all, and read it back verified.
 
     `report` maps file names to contents; `manifest` holds the fields of `Manifest` but `files`. An
-    earlier bundle in `path` is replaced only once the new one has been verified.
+    earlier bundle in `path` is replaced only once the new one has been verified; anything else
+    there is left alone, and `BundleError` raised.
     """
+    check_place(path)
     tokenizer_json = tokenizer.to_json().encode()
     graph.metadata_props.append(
         onnx.StringStringEntryProto(key=TOKENIZER_KEY, value=sha256(tokenizer_json))
@@ -189,6 +191,16 @@ def write_bundle(
     return read_bundle(path)
 
 
+def check_place(path: Path) -> None:
+    """Raise `BundleError` where a bundle cannot be written: in place of something else."""
+    if not path.name or path.name == "..":
+        raise BundleError(f"{path}: name a folder for the bundle")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise BundleError(f"{path}: is no folder; a bundle is not written over it")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path}: holds files, but no bundle; name another folder")
+
+
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
@@ -198,7 +210,12 @@ def _swap(fresh: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
         path.rename(old)
-    fresh.rename(path)
+    try:
+        fresh.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

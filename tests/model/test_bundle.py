@@ -147,3 +147,53 @@ def test_a_failing_write_leaves_the_old_bundle(copy: Path, bundle):
         write_bundle(copy, graph=graph, tokenizer=bundle.tokenizer, report={}, **fields)
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def rewritten(bundle, path: Path):
+    graph = onnx.ModelProto.FromString(bundle.graph.SerializeToString())
+    del graph.metadata_props[:]
+    fields = bundle.manifest.model_dump(exclude={"files"})
+    return write_bundle(path, graph=graph, tokenizer=bundle.tokenizer, report={}, **fields)
+
+
+def test_a_new_bundle_takes_the_place_of_the_old_one_whole(copy: Path, bundle):
+    written = rewritten(bundle, copy)
+    assert written.fingerprint != bundle.fingerprint
+    assert set(written.manifest.files) == {"model.onnx", "tokenizer.json"}
+    assert not (copy / "report").exists()
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+def test_when_the_last_step_fails_the_old_bundle_is_put_back(copy: Path, bundle, monkeypatch):
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left"):
+        rewritten(bundle, copy)
+    assert read_bundle(copy).fingerprint == bundle.fingerprint
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("name", ["mine", "mine/letter.txt", "link"])
+def test_what_is_no_bundle_is_not_written_over(tmp_path: Path, bundle, name: str):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(BundleError, match=f"{name}: "):
+        rewritten(bundle, tmp_path / name)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path, bundle):
+    assert rewritten(bundle, tmp_path).path == tmp_path
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_place_needs_a_name(bundle, name: str):
+    with pytest.raises(BundleError, match="name a folder"):
+        rewritten(bundle, Path(name))
