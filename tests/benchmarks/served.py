@@ -32,7 +32,24 @@ BATCH = 32
 
 def sample_texts(count: int) -> list[str]:
     """Texts of 3 to 120 words, made of words that reviews use; the same every time."""
-    words = "the film was not good but the story is great não gostei do produto muito bom".split()
+    words = [
+        "the",
+        "film",
+        "was",
+        "not",
+        "good",
+        "but",
+        "the",
+        "story",
+        "is",
+        "great",
+        "não",
+        "gostei",
+        "do",
+        "produto",
+        "muito",
+        "bom",
+    ]
     generator = np.random.default_rng(0)
     lengths = np.minimum(3 + generator.exponential(18, count).astype(int), 120)
     return [" ".join(generator.choice(words, length)) for length in lengths]
