@@ -1,9 +1,10 @@
 """What many tests share: a bundle trained on our own sentences, and a server that serves it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 
 from model.bundle import Bundle, read_bundle
@@ -43,6 +44,14 @@ torch.set_num_threads(1)
 def source(path: Path = REVIEWS) -> dict[str, str]:
     """A source of a run over a file of our sentences."""
     return {"name": path.stem, "path": str(path), "language": "en", "license": "Apache-2.0"}
+
+
+@pytest.fixture(autouse=True)
+def logs_as_new() -> Iterator[None]:
+    """A command run inside a test configures logs for the whole process; the next test must not
+    inherit its level."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

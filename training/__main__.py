@@ -65,11 +65,11 @@ def _add_fit(commands: Any) -> None:
         "--data-dir", type=Path, default=Path(), help="folder that paths in the config start from"
     )
     command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
+    command.add_argument("--run-dir", type=Path, help="folder for checkpoints (default: runs/NAME)")
     command.add_argument(
-        "--run", type=Path, dest="run_dir", help="folder for checkpoints (default: runs/NAME)"
-    )
-    command.add_argument(
-        "--start", type=Path, help="run folder of an earlier stage to begin with the weights of"
+        "--start-from",
+        type=Path,
+        help="run folder of an earlier stage to begin with the weights of",
     )
     _add_columns(command)
     command.add_argument("--name", help="name of the bundle")
@@ -142,7 +142,7 @@ def _fit(options: argparse.Namespace) -> int:
     run = options.run_dir or Path("runs") / config.name
     with ranks(device) as where:
         display = Display(quiet=options.quiet or not where.first)
-        bundle = fit(config, options.data_dir, run, options.out, where, display, options.start)
+        bundle = fit(config, options.data_dir, run, options.out, where, display, options.start_from)
     if bundle is not None and options.json:
         print(bundle.manifest.model_dump_json(indent=2))
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model.bundle import Bundle, Manifest, sha256, write_bundle
+from model.bundle import Bundle, Manifest, check_place, sha256, write_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -88,6 +88,7 @@ def fit(
     `start` is the run folder of an earlier stage, whose tokenizer and best weights this one begins
     with. Returns the bundle in the first process, None in the others.
     """
+    check_place(out)
     run.mkdir(parents=True, exist_ok=True)
     if start is not None and where.first and not (run / "tokenizer.json").exists():
         shutil.copy(start / "tokenizer.json", run)

@@ -23,7 +23,7 @@ SMALL = [
 
 def command(folder: Path, *extra: str, launcher: tuple[str, ...] = ()) -> list[str]:
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    paths = ["--out", str(folder / "bundle"), "--run", str(folder / "run"), "--threads", "1"]
+    paths = ["--out", str(folder / "bundle"), "--run-dir", str(folder / "run"), "--threads", "1"]
     start = launcher or ("-m", "training")
     return [sys.executable, *start, "fit", str(REVIEWS), *paths, *settings, *extra]
 
@@ -112,7 +112,7 @@ def test_a_run_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, 
 
     from training.__main__ import main
 
-    given = ["fit", *arguments, "--out", str(tmp_path / "b"), "--run", str(tmp_path / "r")]
+    given = ["fit", *arguments, "--out", str(tmp_path / "b"), "--run-dir", str(tmp_path / "r")]
     assert main([*given, "--device", "cpu", "--quiet"]) == 2
     assert re.search(reason, capsys.readouterr().err)
 
