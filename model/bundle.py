@@ -59,7 +59,7 @@ class Source(BaseModel):
     origin: str = ""
 
 
-class Manifest(BaseModel):
+class About(BaseModel):
     """Everything the service needs to know that is not weights or vocabulary."""
 
     model_config = _FROZEN
@@ -78,9 +78,6 @@ class Manifest(BaseModel):
     license: str
     code: str = Field("unknown", description="Identity of the training code: version and commit.")
     created: str = Field("", description="When it was written, ISO 8601, UTC.")
-    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        description="SHA-256 of every file but the manifest, by its path inside the bundle."
-    )
 
     @property
     def max_tokens(self) -> int:
@@ -97,6 +94,18 @@ class Manifest(BaseModel):
             raise ValueError(f"labels are not distinct: {list(self.labels)}")
         if not all(math.isfinite(value) for value in (*self.bias, self.temperature)):
             raise ValueError("bias and temperature must be finite")
+        return self
+
+
+class Manifest(About):
+    """What the bundle is about, bound to its files."""
+
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        description="SHA-256 of every file but the manifest, by its path inside the bundle."
+    )
+
+    @model_validator(mode="after")
+    def _lists_what_is_needed(self) -> Self:
         for required in (GRAPH, TOKENIZER):
             if required not in self.files:
                 raise ValueError(f"files does not list {required}")
@@ -155,14 +164,13 @@ def write_bundle(
     *,
     graph: onnx.ModelProto,
     tokenizer: Tokenizer,
+    about: About,
     report: Mapping[str, bytes],
-    **manifest: Any,
 ) -> Bundle:
     """Write a bundle into `path`, whole or not at all, and read it back verified.
 
-    `report` maps file names to contents; `manifest` holds the fields of `Manifest` but `files`. An
-    earlier bundle in `path` is replaced only once the new one has been verified; anything else
-    there is left alone, and `BundleError` raised.
+    `report` maps file names to contents. An earlier bundle in `path` is replaced only once the new
+    one has been verified; anything else there is left alone, and `BundleError` raised.
     """
     check_place(path)
     tokenizer_json = tokenizer.to_json().encode()
@@ -172,9 +180,8 @@ def write_bundle(
     contents = {GRAPH: graph.SerializeToString(deterministic=True), TOKENIZER: tokenizer_json}
     contents |= {f"{REPORT}/{name}": content for name, content in report.items()}
     files = {name: sha256(content) for name, content in sorted(contents.items())}
-    text = json.dumps(
-        Manifest(files=files, **manifest).model_dump(mode="json"), indent=2, ensure_ascii=False
-    )
+    manifest = Manifest(files=files, **about.model_dump())
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
     contents[MANIFEST] = (text + "\n").encode()
 
     fresh = path.with_name(f".{path.name}.new-{os.getpid()}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model import attribution
 from model.attention import MultiHeadAttention, rotary_angles
 from model.config import ModelConfig
-from model.encoder import Encoder
+from model.encoder import Encoder, TextDropout
 from model.tokenizer import PAD_ID
 
 
@@ -40,7 +40,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, padding_idx=PAD_ID)
-        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = TextDropout(config.dropout)
         self.encoder = Encoder(config)
         self.query = nn.Parameter(torch.empty(1, 1, config.d_model))
         self.pooling = MultiHeadAttention(config.d_model, config.heads)
@@ -64,6 +64,11 @@ class TextClassifier(nn.Module):
         nn.init.normal_(self.embedding.weight, std=1 / self.config.d_model**0.5)
         nn.init.zeros_(self.embedding.weight[PAD_ID])
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that training fits."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C] of input_ids [B, S]; attention_mask [B, S] is 1 on text, 0 on padding."""

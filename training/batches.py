@@ -32,6 +32,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def joined(self, more: "Dataset") -> "Dataset":
+        """These rows, then those of `more`."""
+        return Dataset(
+            ids=np.concatenate([self.ids, more.ids]),
+            starts=np.concatenate([self.starts, self.starts[-1] + more.starts[1:]]),
+            labels=np.concatenate([self.labels, more.labels]),
+        )
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row, [N]."""

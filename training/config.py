@@ -38,6 +38,9 @@ class TrainConfig(BaseModel):
 
     seed: int = Field(0, ge=0)
     vocab_size: int = Field(12_000, ge=64, description="Most pieces that the tokenizer may learn.")
+    token_vectors: bool = Field(
+        False, description="Begin with embeddings from co-occurrence, unlabelled text included."
+    )
     epochs: int = Field(5, ge=1)
     max_batch_tokens: int = Field(4096, ge=64, description="Padded tokens in one step, all ranks.")
     crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
@@ -53,8 +56,21 @@ class TrainConfig(BaseModel):
     max_steps: int | None = Field(
         None, ge=1, description="Stop here although the schedule goes on: a later stage follows."
     )
+    baseline: bool = Field(True, description="Fit a linear model on the same rows to compare.")
     checkpoint_every_steps: int = Field(200, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class UnlabelledConfig(SourceConfig):
+    """Texts without labels: `train.token_vectors` learns from them and, where a teacher is named,
+    the network does, under the labels that the teacher gives."""
+
+    teacher: tuple[str, ...] = Field(
+        (), description="Sources whose linear model labels these texts; none: only vectors."
+    )
+    least_confidence: float = Field(
+        0.6, ge=0, lt=1, description="Texts of which the teacher is less sure are left out."
+    )
 
 
 class RunConfig(BaseModel):
@@ -76,11 +92,14 @@ class RunConfig(BaseModel):
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    unlabelled: tuple[UnlabelledConfig, ...] = Field(
+        (), description="Texts whose label column, if any, is not looked at."
+    )
     validation: tuple[SourceConfig, ...] = ()
     test: tuple[SourceConfig, ...] = ()
 
     @model_validator(mode="after")
-    def _windows_fit(self) -> Self:
+    def _fits_together(self) -> Self:
         train, network = self.train, self.network
         try:
             ModelConfig(vocab_size=train.vocab_size, classes=2, **network.model_dump())
@@ -88,6 +107,13 @@ class RunConfig(BaseModel):
             fault = error.errors()[0]
             key = ".".join(("network", *map(str, fault["loc"])))
             raise ValueError(f"{key}: {fault['msg']}") from error
+        named = {source.name for source in self.sources}
+        for source in self.unlabelled:
+            if unknown := sorted(set(source.teacher) - named):
+                raise ValueError(
+                    f"unlabelled {source.name}: teacher={unknown} is no source; there are "
+                    f"{sorted(named)}"
+                )
         if train.crop_tokens > network.max_tokens:
             raise ValueError(
                 f"train.crop_tokens={train.crop_tokens} exceeds "
@@ -122,6 +148,8 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
         for section in sections:
             target = target.setdefault(section, {})
         target[last] = value
+    if path is not None:
+        _beside(path, values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -133,3 +161,13 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
             if not isinstance(fault["input"], dict) or fault["type"] != "value_error"
         ) or "; ".join(fault["msg"] for fault in error.errors())
         raise ConfigError(f"{path or 'command line'}: {faults}") from error
+
+
+def _beside(config: Path, values: dict[str, Any]) -> None:
+    """Let a path that begins with ./ start from the folder of the config file itself."""
+    for kind in ("sources", "unlabelled", "validation", "test"):
+        tables = values.get(kind)
+        for table in tables if isinstance(tables, list) else ():
+            place = table.get("path") if isinstance(table, dict) else None
+            if isinstance(place, str) and place.startswith("./"):
+                table["path"] = str(config.absolute().parent / place)

@@ -31,7 +31,7 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    path: str | None = Field(None, description="CSV, TSV, JSONL or Parquet, plain or .gz.")
+    path: str | None = Field(None, description="CSV, TSV, JSONL, Parquet or TOML, plain or .gz.")
     hub: str | None = Field(None, description="OWNER/NAME for the datasets library.")
     hub_config: str | None = None
     hub_split: str = "train"
@@ -101,9 +101,8 @@ def read_rows(
             known = sorted(named if source.labels else labels or ())
             reason = f"; known are {known}" if known else ": a label cannot be blank"
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
-        if source.strip_html:
-            text = _BREAK.sub(" ", text)
-        pieces = _sentences(text) if source.unit == "sentences" else [text.strip()]
+        text = _tidied(source, text)
+        pieces = _sentences(text) if source.unit == "sentences" else [text]
         for piece in pieces:
             if not piece:
                 dropped["blank"] += 1
@@ -132,6 +131,13 @@ def read_rows(
         languages=np.full(len(texts), source.language),
     )
     return rows, classes, dict(dropped)
+
+
+def read_texts(source: SourceConfig, base: Path) -> list[str]:
+    """The texts of a source, each once, whatever its label column says."""
+    texts = dict.fromkeys(_tidied(source, text) for _, text, _ in _records(source, base))
+    texts.pop("", None)
+    return list(texts)[: source.limit]
 
 
 def row_key(text: str) -> str:
@@ -189,11 +195,13 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 def exclude(rows: Rows, keys: frozenset[str]) -> tuple[Rows, int]:
     """Rows whose text is not among `keys`, and how many are left out; short texts stay."""
-    keep = np.array(
-        [len(text.split()) < KEY_MIN_WORDS or row_key(text) not in keys for text in rows.texts],
-        dtype=bool,
-    )
+    keep = np.array([not excluded(text, keys) for text in rows.texts], dtype=bool)
     return rows.take(keep), int((~keep).sum())
+
+
+def excluded(text: str, keys: frozenset[str]) -> bool:
+    """Is the text among `keys`? Short texts never are."""
+    return len(text.split()) >= KEY_MIN_WORDS and row_key(text) in keys
 
 
 def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]:
@@ -231,6 +239,10 @@ def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> Non
 def _left_out(dropped: Counter[str]) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     return f" ({counts})" if counts else ""
+
+
+def _tidied(source: SourceConfig, text: str) -> str:
+    return (_BREAK.sub(" ", text) if source.strip_html else text).strip()
 
 
 def _sentences(text: str) -> list[str]:

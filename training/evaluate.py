@@ -1,5 +1,6 @@
 """How good a network is, on rows it has not seen."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from model.bundle import Bundle
 from model.classifier import TextClassifier
 from training.batches import Dataset, collate, plan
+from training.data import Rows, concatenate
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -68,6 +70,19 @@ def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
         "nll": float(-np.log(np.clip(own, 1e-12, None)).mean()),
         "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
     }
+
+
+def measure_sets(
+    probabilities: Mapping[str, Logits], sets: Mapping[str, Rows]
+) -> dict[str, dict[str, Any]]:
+    """`measure` of every set by name, then of every language as "language pt"."""
+    metrics = {name: measure(probabilities[name], rows.labels) for name, rows in sets.items()}
+    rows = concatenate(list(sets.values()))
+    everything = np.concatenate([probabilities[name] for name in sets])
+    for language in sorted(set(rows.languages)):
+        at = rows.languages == language
+        metrics[f"language {language}"] = measure(everything[at], rows.labels[at])
+    return metrics
 
 
 def predict_bundle(bundle: Bundle, dataset: Dataset, max_batch_tokens: int = 16_384) -> Logits:

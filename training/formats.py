@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+from training.templates import read_templates
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".toml")
 MAX_FIELD_CHARACTERS = 1 << 24
 
 
@@ -19,6 +21,8 @@ class DataError(ValueError):
 
 def read_file(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
     """Place of every row ('line 7', or 'row 7' in a file without lines) and its two `columns`.
+
+    A TOML file holds sentences by template (`training.templates`) and has no columns.
 
     The format is told by the name. Raises `DataError`, with file and place, where it breaks.
     """
@@ -30,6 +34,9 @@ def read_file(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, 
         raise DataError(f"{path}: format not known; use one of {', '.join(FORMATS)}, plain or .gz")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    if kind == ".toml":
+        yield from _templates(path)
+        return
     place = "line 1"
     try:
         with _open(path) as file:
@@ -131,6 +138,14 @@ def _jsonl(path: Path, lines: TextIO, columns: tuple[str, str]) -> Iterator[tupl
             raise DataError(f"{path}: {place}: is no JSON object")
         _check_columns(f"{path}: {place}", list(record), columns)
         yield place, record[columns[0]], record[columns[1]]
+
+
+def _templates(path: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with _open(path) as file:
+            yield from read_templates(file.read().decode())
+    except (ValueError, OSError) as error:  # TOML that does not parse is a ValueError, too
+        raise DataError(f"{path}: {error}") from error
 
 
 def _parquet(

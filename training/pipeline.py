@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +11,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model.bundle import Bundle, Manifest, check_place, sha256, write_bundle
+from model.bundle import About, Bundle, check_place, sha256, write_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from training import report
+from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
 from training.calibrate import fit_temperature
 from training.config import ConfigError, RunConfig
-from training.data import Rows, SourceConfig, deduplicate, exclude, read_keys, read_rows, split
-from training.evaluate import measure, predict, softmax
+from training.data import Rows, concatenate
+from training.evaluate import Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
 from training.progress import Display
+from training.splits import Splits, prepare
 from training.train import Ranks, Trainer
+from training.vectors import token_vectors
 
 TOKENIZER_SAMPLE = 60_000  # texts are enough to learn a vocabulary; more only take longer
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """The rows of a run: one set to train on, named sets to choose and to measure with."""
-
-    labels: tuple[str, ...]
-    train: Rows
-    validation: dict[str, Rows]
-    test: dict[str, Rows]
-
-
-def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
-    """Read, check, filter and split the rows; paths are relative to `base`."""
-    labels = config.labels
-    parts = []
-    for source in config.sources:
-        rows, found, dropped = read_rows(source, labels, base)
-        labels = labels or found
-        display.say(f"{source.name}: {len(rows):,} rows{_counts(dropped)}")
-        parts.append(rows)
-    assert labels is not None
-    # One source at a time conflicts with itself; between sources the first, most trusted, wins.
-    rows, dropped = deduplicate(parts)
-    display.say(f"together: {len(rows):,} rows{_counts(dropped)}")
-    if config.exclude_keys is not None:
-        rows, count = exclude(rows, read_keys(base / config.exclude_keys))
-        display.say(f"{count:,} rows left out: listed in {config.exclude_keys}")
-    validation = _read_sets(config.validation, labels, base, display)
-    test = _read_sets(config.test, labels, base, display)
-    shares = (
-        0.0 if validation else config.validation_share,
-        0.0 if test else config.test_share,
-    )
-    if any(shares):
-        rows, held_out, tested = split(rows, *shares)
-        validation = validation or {"validation": held_out}
-        test = test or {"test": tested}
-    for name, part in (("train", rows), *validation.items(), *test.items()):
-        if len(part) == 0:
-            raise ConfigError(f"{name}: no rows left; give more rows or another share")
-        missing = sorted(set(range(len(labels))) - set(part.labels.tolist()))
-        if missing:
-            display.say(f"warning: {name} has no row of {[labels[i] for i in missing]}")
-    return Splits(labels, rows, validation, test)
 
 
 def fit(
@@ -104,17 +61,18 @@ def fit(
     identity = config.fingerprint
     if start is not None:
         identity += _begin_with(network, start / "best.pt")
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     train = encode(splits.train, tokenizer)
+    if config.train.token_vectors and start is None and where.first and not Trainer.begun(run):
+        _begin_with_vectors(network, train, splits.unlabelled, tokenizer, config.train.seed)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     display.say(
         f"{len(train):,} rows and {train.lengths.sum():,} tokens to train on, "
-        f"{parameters:,} parameters, {where.world_size} process(es) on {where.device}"
+        f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
     )
     batches = TrainingBatches(
         dataset=train,
         source_of_row=splits.train.sources,
-        source_epochs=[source.epochs for source in config.sources],
+        source_epochs=[source.epochs for source in splits.sources],
         max_batch_tokens=config.train.max_batch_tokens,
         crop_tokens=config.train.crop_tokens,
         seed=config.train.seed,
@@ -144,14 +102,21 @@ def finish(
     half = config.weights == "float16"
     if half:
         halve_weights(network)
-    logits, labels = _scored(splits.validation, tokenizer, network, where)
-    temperature = fit_temperature(logits, labels)
-    metrics, probabilities, truth = _measure(splits.test, tokenizer, network, temperature, where)
+    logits = _logits(splits.validation, tokenizer, network, where)
+    temperature = fit_temperature(
+        np.concatenate(list(logits.values())), concatenate(list(splits.validation.values())).labels
+    )
+    probabilities = {
+        name: softmax(values, temperature)
+        for name, values in _logits(splits.test, tokenizer, network, where).items()
+    }
+    metrics = measure_sets(probabilities, splits.test)
+    if config.train.baseline:
+        display.say("fitting the linear baseline on the same rows")
+        for name, values in _baseline(splits).items():
+            metrics[name]["linear_accuracy"] = values["accuracy"]
     for name, values in metrics.items():
-        display.say(
-            f"test {name}: accuracy {values['accuracy']:.2%}, macro-F1 {values['macro_f1']:.2%}, "
-            f"calibration error {values['ece']:.2%} over {values['rows']:,} rows"
-        )
+        display.say(_spoken(name, values))
     network.cpu()
     graph = export(network, temperature, half_weights=half)
     parity = check_parity(graph, network, temperature)
@@ -159,48 +124,37 @@ def finish(
         f"exported: differs from torch by {parity.worst:.1e} at most, "
         f"account complete to {parity.completeness:.1e}"
     )
-    counts = np.bincount(splits.train.sources, minlength=len(config.sources))
-    fields: dict[str, Any] = {
-        "name": config.name,
-        "version": config.version,
-        "labels": splits.labels,
-        "languages": tuple(sorted({source.language for source in config.sources})),
-        "config": network.config,
-        "bias": tuple(network.head.bias.tolist()),
-        "temperature": temperature,
-        "opset": graph.opset_import[0].version,
-        "metrics": metrics,
-        "sources": [
-            {
-                "name": source.name,
-                "language": source.language,
-                "rows": int(count),
-                "license": source.license,
-                "origin": source.origin,
-            }
-            for source, count in zip(config.sources, counts, strict=True)
-        ],
-        "license": config.license,
-        "code": code_identity(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    plain = Manifest(
-        files={"model.onnx": "0" * 64, "tokenizer.json": "0" * 64}, **fields
-    ).model_dump(mode="json")
+    about = About(
+        name=config.name,
+        version=config.version,
+        labels=splits.labels,
+        languages=tuple(sorted({source.language for source in config.sources})),
+        config=network.config,
+        bias=tuple(network.head.bias.tolist()),
+        temperature=temperature,
+        opset=graph.opset_import[0].version,
+        metrics=metrics,
+        sources=_provenance(splits),
+        license=config.license,
+        code=code_identity(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
     settings = config.train.model_dump() | {"steps": int(history[-1]["step"])}
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    whole = measure(probabilities, truth)
+    everything = np.concatenate(list(probabilities.values()))
+    truth = concatenate(list(splits.test.values())).labels
     bundle = write_bundle(
         out,
         graph=graph,
         tokenizer=tokenizer,
+        about=about,
         report={
-            "model_card.md": report.model_card(plain, settings, parameters),
+            "model_card.md": report.model_card(about, settings, network.parameter_count),
             "loss.png": report.loss_plot(history),
-            "confusion.png": report.confusion_plot(whole["confusion"], splits.labels),
-            "reliability.png": report.reliability_plot(probabilities, truth),
+            "confusion.png": report.confusion_plot(
+                measure(everything, truth)["confusion"], splits.labels
+            ),
+            "reliability.png": report.reliability_plot(everything, truth),
         },
-        **fields,
     )
     display.say(f"wrote {out} ({bundle.fingerprint[:12]})")
     return bundle
@@ -231,6 +185,23 @@ def _begin_with(network: TextClassifier, path: Path) -> str:
     return f"-{sha256(path.read_bytes())[:16]}"
 
 
+def _begin_with_vectors(
+    network: TextClassifier,
+    train: Dataset,
+    unlabelled: list[str],
+    tokenizer: Tokenizer,
+    seed: int,
+) -> None:
+    """Give the embedding what co-occurrence knows; tokens that it does not know stay as drawn."""
+    encodings = tokenizer.encode_batch(unlabelled, offsets=False)
+    more = Dataset.encode(encodings, np.zeros(len(unlabelled), dtype=np.int64))
+    vectors, known = token_vectors(
+        train.joined(more), network.config.vocab_size, network.config.d_model, seed
+    )
+    with torch.no_grad():
+        network.embedding.weight[torch.from_numpy(known)] = torch.from_numpy(vectors[known])
+
+
 def _tokenizer(config: RunConfig, texts: list[str], run: Path, where: Ranks) -> Tokenizer:
     """The run's tokenizer, learnt once by the first process and kept in the run folder."""
     path, max_tokens = run / "tokenizer.json", config.network.max_tokens
@@ -248,45 +219,41 @@ def _tokenizer(config: RunConfig, texts: list[str], run: Path, where: Ranks) -> 
     return Tokenizer.load(path, max_tokens=max_tokens)
 
 
-def _read_sets(
-    sources: tuple[SourceConfig, ...], labels: tuple[str, ...], base: Path, display: Display
-) -> dict[str, Rows]:
-    sets = {}
-    for source in sources:
-        sets[source.name], _, dropped = read_rows(source, labels, base)
-        display.say(f"{source.name}: {len(sets[source.name]):,} held-out rows{_counts(dropped)}")
-    return sets
-
-
-def _counts(dropped: dict[str, int]) -> str:
-    return "".join(f", {count:,} {reason} dropped" for reason, count in dropped.items() if count)
-
-
-def _scored(
+def _logits(
     sets: dict[str, Rows], tokenizer: Tokenizer, network: TextClassifier, where: Ranks
-) -> tuple[np.ndarray, np.ndarray]:
-    logits = [predict(network, encode(rows, tokenizer), where.device) for rows in sets.values()]
-    return np.concatenate(logits), np.concatenate([rows.labels for rows in sets.values()])
-
-
-def _measure(
-    sets: dict[str, Rows],
-    tokenizer: Tokenizer,
-    network: TextClassifier,
-    temperature: float,
-    where: Ranks,
-) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray]:
-    """Metrics by set and by language, and the probabilities and classes they come from."""
-    logits, labels = _scored(sets, tokenizer, network, where)
-    probabilities = softmax(logits, temperature)
-    name_of_row = np.concatenate([np.full(len(rows), name) for name, rows in sets.items()])
-    language_of_row = np.concatenate([rows.languages for rows in sets.values()])
-    metrics = {
-        name: measure(probabilities[at], labels[at])
-        for name in sets
-        if (at := name_of_row == name).any()
+) -> dict[str, Logits]:
+    return {
+        name: predict(network, encode(rows, tokenizer), where.device) for name, rows in sets.items()
     }
-    for language in sorted(set(language_of_row)):
-        at = language_of_row == language
-        metrics[f"language {language}"] = measure(probabilities[at], labels[at])
-    return metrics, probabilities, labels
+
+
+def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
+    """The linear baseline's metrics of every test set, learnt from the same rows."""
+    baseline = LinearBaseline.fit(splits.train.texts, splits.train.labels)
+    probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
+    return measure_sets(probabilities, splits.test)
+
+
+def _provenance(splits: Splits) -> list[dict[str, Any]]:
+    counts = np.bincount(splits.train.sources, minlength=len(splits.sources))
+    return [
+        {
+            "name": source.name,
+            "language": source.language,
+            "rows": int(count),
+            "license": source.license,
+            "origin": source.origin,
+        }
+        for source, count in zip(splits.sources, counts, strict=True)
+        if count
+    ]
+
+
+def _spoken(name: str, values: dict[str, Any]) -> str:
+    linear = values.get("linear_accuracy")
+    beside = "" if linear is None else f" (linear baseline {linear:.2%})"
+    return (
+        f"test {name}: accuracy {values['accuracy']:.2%}{beside}, "
+        f"macro-F1 {values['macro_f1']:.2%}, calibration error {values['ece']:.2%} "
+        f"over {values['rows']:,} rows"
+    )

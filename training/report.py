@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from model.bundle import About
 from training.evaluate import Labels, Logits
 
 matplotlib.use("Agg")
@@ -64,30 +65,32 @@ def reliability_plot(probabilities: Logits, labels: Labels, bins: int = 10) -> b
     return _png(figure)
 
 
-def model_card(manifest: dict[str, Any], settings: dict[str, Any], parameters: int) -> bytes:
+def model_card(about: About, settings: dict[str, Any], parameters: int) -> bytes:
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
-    network = manifest["config"]
+    network = about.config
     lines = [
-        f"# {manifest['name']} {manifest['version']}",
+        f"# {about.name} {about.version}",
         "",
-        f"Text classifier: {', '.join(manifest['labels'])}. "
-        f"Languages: {', '.join(manifest['languages'])}.",
-        f"Licence: {manifest['license']}.",
+        f"Text classifier: {', '.join(about.labels)}. Languages: {', '.join(about.languages)}.",
+        f"Licence: {about.license}.",
         "",
-        f"{network['layers']} encoder layers of width {network['d_model']} with "
-        f"{network['heads']} heads, learned-query pooling, "
-        f"{parameters:,} parameters, {network['vocab_size']:,} word pieces; "
-        f"reads at most {network['max_tokens']} tokens. Trained from scratch, no outside weights. "
-        f"Temperature {manifest['temperature']:.3f}.",
+        f"{network.layers} encoder layers of width {network.d_model} with {network.heads} heads, "
+        f"learned-query pooling, {parameters:,} parameters, {network.vocab_size:,} word pieces; "
+        f"reads at most {network.max_tokens} tokens. Trained from scratch, no outside weights. "
+        f"Temperature {about.temperature:.3f}.",
         "",
         "## Measured on rows it was not trained on",
         "",
-        "| set | rows | accuracy | macro-F1 | calibration error |",
-        "|---|---|---|---|---|",
+        "The linear baseline is logistic regression over words and word pairs of the same rows.",
+        "",
+        "| set | rows | accuracy | linear baseline | macro-F1 | calibration error |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, metrics in manifest["metrics"].items():
+    for name, metrics in about.metrics.items():
+        linear = metrics.get("linear_accuracy")
         lines.append(
             f"| {name} | {metrics['rows']:,} | {metrics['accuracy']:.1%} | "
+            f"{'–' if linear is None else f'{linear:.1%}'} | "
             f"{metrics['macro_f1']:.1%} | {metrics['ece']:.1%} |"
         )
     lines += [
@@ -97,10 +100,10 @@ def model_card(manifest: dict[str, Any], settings: dict[str, Any], parameters: i
         "| set | language | rows | licence | origin |",
         "|---|---|---|---|---|",
     ]
-    for source in manifest["sources"]:
+    for source in about.sources:
         lines.append(
-            f"| {source['name']} | {source['language']} | {source['rows']:,} | "
-            f"{source['license']} | {source['origin']} |"
+            f"| {source.name} | {source.language} | {source.rows:,} | {source.license} | "
+            f"{source.origin} |"
         )
     lines += ["", "## Settings of the run", ""]
     lines += [f"- {key}: {value}" for key, value in settings.items()]

@@ -22,6 +22,8 @@ from training.evaluate import predict
 from training.objectives import classification_loss, drop_tokens
 from training.progress import Display
 
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -107,10 +109,15 @@ class Trainer:
         )
         self.autocast = torch.autocast(where.device.type, torch.bfloat16, enabled=half)
 
+    @staticmethod
+    def begun(run: Path) -> bool:
+        """Does this run folder hold a run to go on with?"""
+        return (run / CHECKPOINT).exists()
+
     @property
     def checkpoint(self) -> Path:
         """Where the run is kept for going on."""
-        return self.run / "checkpoint.pt"
+        return self.run / CHECKPOINT
 
     @property
     def best(self) -> Path:
@@ -123,7 +130,7 @@ class Trainer:
         Goes on from the run folder's checkpoint where there is one. Returns one entry an
         evaluation: step, loss, train_accuracy, learning_rate, validation accuracies, texts_per_s.
         """
-        if self.checkpoint.exists():
+        if self.begun(self.run):
             self._restore()
         lengths = [len(self.batches.plan(epoch)) for epoch in range(self.config.epochs)]
         steps, progress = sum(lengths), self.progress

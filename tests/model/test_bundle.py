@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from model.bundle import BundleError, read_bundle, sha256, write_bundle
+from model.bundle import About, BundleError, read_bundle, sha256, write_bundle
 from model.tokenizer import Tokenizer
 
 
@@ -137,14 +137,17 @@ def test_a_tokenizer_of_another_model_is_refused_even_with_its_hash_right(copy: 
         read_bundle(copy)
 
 
+def about(bundle) -> About:
+    return About(**bundle.manifest.model_dump(exclude={"files"}))
+
+
 def test_a_failing_write_leaves_the_old_bundle(copy: Path, bundle):
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    fields = bundle.manifest.model_dump(exclude={"files"})
     graph = onnx.ModelProto.FromString(bundle.graph.SerializeToString())
     del graph.metadata_props[:]
     graph.graph.output.pop()
     with pytest.raises(BundleError, match="outputs are"):
-        write_bundle(copy, graph=graph, tokenizer=bundle.tokenizer, report={}, **fields)
+        write_bundle(copy, graph=graph, tokenizer=bundle.tokenizer, about=about(bundle), report={})
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
@@ -152,8 +155,7 @@ def test_a_failing_write_leaves_the_old_bundle(copy: Path, bundle):
 def rewritten(bundle, path: Path):
     graph = onnx.ModelProto.FromString(bundle.graph.SerializeToString())
     del graph.metadata_props[:]
-    fields = bundle.manifest.model_dump(exclude={"files"})
-    return write_bundle(path, graph=graph, tokenizer=bundle.tokenizer, report={}, **fields)
+    return write_bundle(path, graph=graph, tokenizer=bundle.tokenizer, about=about(bundle), report={})
 
 
 def test_a_new_bundle_takes_the_place_of_the_old_one_whole(copy: Path, bundle):
