@@ -60,7 +60,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     # It is to know its few sentences by heart, not to generalise from them.
     rows = {"sources": [source()], "validation": [source()], "test": [source()]}
-    config = load_config(None, TINY | rows)
+    config = load_config(None, TINY | rows | {"exclude_held_out": False})
     where = Ranks(0, 1, torch.device("cpu"))
     out = folder / "bundle"
     fit(config, Path(), folder / "run", out, where, Display(quiet=True))

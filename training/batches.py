@@ -148,6 +148,13 @@ class TrainingBatches:
     rank: int = 0
     world_size: int = 1
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch, without padding."""
+        kept = np.minimum(self.dataset.lengths, self.crop_tokens)
+        passes = np.asarray(self.source_epochs)[self.source_of_row]
+        return int((kept * passes).sum())
+
     def plan(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """The batches of an epoch as row numbers, all ranks' together."""
         generator = np.random.default_rng([self.seed, epoch])

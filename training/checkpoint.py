@@ -21,7 +21,6 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     best_score: float = -1.0
-    best_step: int = 0
     evaluations_without_gain: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 

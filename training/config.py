@@ -41,8 +41,10 @@ class TrainConfig(BaseModel):
     token_vectors: bool = Field(
         False, description="Begin with embeddings from co-occurrence, unlabelled text included."
     )
-    epochs: int = Field(5, ge=1)
-    max_batch_tokens: int = Field(4096, ge=64, description="Padded tokens in one step, all ranks.")
+    epochs: int | None = Field(
+        None, ge=1, description="Passes over the rows; None: more the fewer rows there are."
+    )
+    max_batch_tokens: int = Field(2048, ge=64, description="Padded tokens in one step, all ranks.")
     crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.06, ge=0, le=1, description="Share of the steps that warm up.")
@@ -87,6 +89,7 @@ class RunConfig(BaseModel):
         "float32", description="How model.onnx stores its weights; computing is float32."
     )
     exclude_keys: str | None = Field(None, description="File of row keys never to train on.")
+    exclude_held_out: bool = Field(True, description="Train on no text of a held-out set.")
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="Split off if none is given.")
     test_share: float = Field(0.1, gt=0, lt=0.5, description="Split off if none is given.")
     network: NetworkConfig = NetworkConfig()

@@ -148,7 +148,9 @@ def finish(
         tokenizer=tokenizer,
         about=about,
         report={
-            "model_card.md": report.model_card(about, settings, network.parameter_count),
+            "model_card.md": report.model_card(
+                about, settings, network.parameter_count, splits.warnings
+            ),
             "loss.png": report.loss_plot(history),
             "confusion.png": report.confusion_plot(
                 measure(everything, truth)["confusion"], splits.labels

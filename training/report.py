@@ -65,7 +65,9 @@ def reliability_plot(probabilities: Logits, labels: Labels, bins: int = 10) -> b
     return _png(figure)
 
 
-def model_card(about: About, settings: dict[str, Any], parameters: int) -> bytes:
+def model_card(
+    about: About, settings: dict[str, Any], parameters: int, warnings: Sequence[str]
+) -> bytes:
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config
     lines = [
@@ -105,6 +107,8 @@ def model_card(about: About, settings: dict[str, Any], parameters: int) -> bytes
             f"| {source.name} | {source.language} | {source.rows:,} | {source.license} | "
             f"{source.origin} |"
         )
+    if warnings:
+        lines += ["", "## Warnings about the data", "", *(f"- {warning}" for warning in warnings)]
     lines += ["", "## Settings of the run", ""]
     lines += [f"- {key}: {value}" for key, value in settings.items()]
     lines += [

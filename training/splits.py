@@ -1,5 +1,6 @@
 """Which rows a run trains on, chooses with and is measured with."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,22 @@ from training.data import (
     read_keys,
     read_rows,
     read_texts,
+    row_key,
     split,
 )
 from training.progress import Display
+
+FEW_ROWS = 1_000  # fewer teach little more than which words are good and bad
+MOST_OF_ONE_CLASS = 0.8
+MOST_REPEATED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
     """The rows of a run: one set to train on, named sets to choose and to measure with.
 
-    `sources` are what `train.sources` numbers; `unlabelled` are texts beside the rows.
+    `sources` are what `train.sources` numbers; `unlabelled` are texts beside the rows; `warnings`
+    say what is odd about the data.
     """
 
     labels: tuple[str, ...]
@@ -35,14 +42,24 @@ class Splits:
     unlabelled: list[str]
     validation: dict[str, Rows]
     test: dict[str, Rows]
+    warnings: tuple[str, ...]
 
 
 def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
-    """Read, check, filter and split the rows; paths are relative to `base`."""
-    keys = read_keys(base / config.exclude_keys) if config.exclude_keys else frozenset()
-    labels, rows = _read_sources(config, base, keys, display)
+    """Read, check, filter and split the rows; paths are relative to `base`.
+
+    No text of a held-out set is trained on, whether labelled, unlabelled or listed only by key.
+    """
+    labels, rows, repeated = _read_sources(config, base, display)
     validation = _read_sets(config.validation, labels, base, display)
     test = _read_sets(config.test, labels, base, display)
+    keys = read_keys(base / config.exclude_keys) if config.exclude_keys else frozenset()
+    if config.exclude_held_out:
+        for part in (*validation.values(), *test.values()):
+            keys |= {row_key(text) for text in part.texts}
+    rows, leaking = exclude(rows, keys)
+    if leaking:
+        display.say(f"{leaking:,} rows left out: their texts are held out")
     shares = (
         0.0 if validation else config.validation_share,
         0.0 if test else config.test_share,
@@ -54,9 +71,9 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     for name, part in (("train", rows), *validation.items(), *test.items()):
         if len(part) == 0:
             raise ConfigError(f"{name}: no rows left; give more rows or another share")
-        missing = sorted(set(range(len(labels))) - set(part.labels.tolist()))
-        if missing:
-            display.say(f"warning: {name} has no row of {[labels[i] for i in missing]}")
+    warnings = tuple(_odd(labels, {"train": rows, **validation, **test}, repeated))
+    for warning in warnings:
+        display.say(f"warning: {warning}")
     unlabelled: list[str] = []
     taught = [rows]
     for number, source in enumerate(config.unlabelled, len(config.sources)):
@@ -67,13 +84,42 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         else:
             unlabelled += texts
     sources = (*config.sources, *config.unlabelled)
-    return Splits(labels, sources, concatenate(taught), unlabelled, validation, test)
+    return Splits(labels, sources, concatenate(taught), unlabelled, validation, test, warnings)
+
+
+def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Iterator[str]:
+    """What a trainer should know of the data before trusting what comes of it."""
+    train = sets["train"]
+    if len(train) < FEW_ROWS:
+        yield (
+            f"{len(train):,} rows to train on; a model of fewer than {FEW_ROWS:,} is for trying "
+            "out, not for use"
+        )
+    if repeated > MOST_REPEATED:
+        yield (
+            f"{repeated:.0%} of the rows repeat another or contradict it and were dropped; is the "
+            "same export in there twice?"
+        )
+    for name, part in sets.items():
+        counts = np.bincount(part.labels, minlength=len(labels))
+        if missing := [label for label, count in zip(labels, counts, strict=True) if not count]:
+            yield f"{name} has no row of {missing}"
+        share = counts.max() / len(part)
+        if share > MOST_OF_ONE_CLASS:
+            yield (
+                f"{share:.0%} of {name} is {labels[counts.argmax()]!r}: to answer that always "
+                "would be as accurate; look at macro-F1"
+            )
+    for name, part in sets.items():
+        if name != "train" and len(part) < FEW_ROWS // 10:
+            sure = 1.96 * (0.25 / len(part)) ** 0.5
+            yield f"{name} has {len(part)} rows: its accuracy is known to ±{sure:.0%} only"
 
 
 def _read_sources(
-    config: RunConfig, base: Path, keys: frozenset[str], display: Display
-) -> tuple[tuple[str, ...], Rows]:
-    """The labels and all rows to train on, each text once and none that is listed in `keys`."""
+    config: RunConfig, base: Path, display: Display
+) -> tuple[tuple[str, ...], Rows, float]:
+    """The labels, all labelled rows, each text once, and the share dropped as repeated."""
     labels = config.labels
     parts = []
     for source in config.sources:
@@ -85,10 +131,9 @@ def _read_sources(
     # One source at a time conflicts with itself; between sources the first, most trusted, wins.
     rows, dropped = deduplicate(parts)
     display.say(f"together: {len(rows):,} rows{_counts(dropped)}")
-    if keys:
-        rows, count = exclude(rows, keys)
-        display.say(f"{count:,} rows left out: listed in {config.exclude_keys}")
-    return labels, rows
+    # Of several sources one may well hold another; inside the only one repetition is a sign.
+    repeated = 1 - len(rows) / len(parts[0]) if len(parts) == 1 else 0.0
+    return labels, rows, repeated
 
 
 def _teach(

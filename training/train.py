@@ -23,6 +23,7 @@ from training.objectives import classification_loss, drop_tokens
 from training.progress import Display
 
 CHECKPOINT = "checkpoint.pt"
+TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * max(0.0, (steps - step) / max(1, steps - warmup))
 
 
+def passes(tokens: int) -> int:
+    """Epochs over so many tokens where none are set: few rows are seen often, many seldom."""
+    return min(max(round(TOKENS_TO_SEE / tokens), FEWEST_PASSES), MOST_PASSES)
+
+
 def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, embedding."""
     decayed: list[nn.Parameter] = []
@@ -104,6 +110,7 @@ class Trainer:
         )
         self.optimizer = optimizer(self.network, config)
         self.progress = Progress()
+        self.epochs = config.epochs or passes(batches.tokens)
         half = config.precision == "bfloat16" or (
             config.precision == "auto" and where.device.type == "cuda"
         )
@@ -132,11 +139,11 @@ class Trainer:
         """
         if self.begun(self.run):
             self._restore()
-        lengths = [len(self.batches.plan(epoch)) for epoch in range(self.config.epochs)]
+        lengths = [len(self.batches.plan(epoch)) for epoch in range(self.epochs)]
         steps, progress = sum(lengths), self.progress
         meter = Meter()
         with display.steps(steps, progress.step) as bar:
-            while progress.epoch < self.config.epochs and not self._stalled():
+            while progress.epoch < self.epochs and not self._stalled():
                 evaluate_every = math.ceil(
                     lengths[progress.epoch] / self.config.evaluations_per_epoch
                 )
@@ -197,7 +204,7 @@ class Trainer:
         score = sum(scores.values()) / len(scores)
         better = score > progress.best_score
         if better:
-            progress.best_score, progress.best_step = score, progress.step
+            progress.best_score = score
             progress.evaluations_without_gain = 0
         else:
             progress.evaluations_without_gain += 1

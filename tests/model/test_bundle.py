@@ -155,7 +155,9 @@ def test_a_failing_write_leaves_the_old_bundle(copy: Path, bundle):
 def rewritten(bundle, path: Path):
     graph = onnx.ModelProto.FromString(bundle.graph.SerializeToString())
     del graph.metadata_props[:]
-    return write_bundle(path, graph=graph, tokenizer=bundle.tokenizer, about=about(bundle), report={})
+    return write_bundle(
+        path, graph=graph, tokenizer=bundle.tokenizer, about=about(bundle), report={}
+    )
 
 
 def test_a_new_bundle_takes_the_place_of_the_old_one_whole(copy: Path, bundle):

@@ -3,7 +3,7 @@ import torch
 
 from model.attention import rotary_angles
 from model.config import ModelConfig
-from model.encoder import Encoder, FeedForward
+from model.encoder import Encoder, FeedForward, TextDropout
 
 CONFIG = ModelConfig(
     vocab_size=8, classes=2, d_model=16, layers=3, heads=2, d_ff=24, max_tokens=8, dropout=0.5
@@ -97,3 +97,13 @@ def test_nothing_but_matrices_and_scales_is_learnt(encoder):
     assert not [name for name, _ in encoder.named_parameters() if name.endswith("bias")]
     # Per layer 4 · 16², 3 · 16 · 24 and two norms of 16; one more norm at the end.
     assert sum(p.numel() for p in encoder.parameters()) == 3 * (1024 + 1152 + 32) + 16
+
+
+def test_dropout_takes_the_same_features_from_all_tokens_of_a_text():
+    torch.manual_seed(0)
+    dropout, ones = TextDropout(0.5), torch.ones(3, 5, 64)
+    dropped = dropout(ones)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dropped, dropped[:, :1].expand(3, 5, 64))
+    assert not torch.equal(dropped[0], dropped[1])
+    assert dropout.eval()(ones) is ones

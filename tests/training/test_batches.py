@@ -69,3 +69,15 @@ def test_ranks_share_each_batch_and_epochs_differ():
     assert [b.labels.tolist() for b in again] == [b.labels.tolist() for b in alone[2:]]
     other = list(batches(0, 1).iterate(1))
     assert [b.labels.tolist() for b in other] != [b.labels.tolist() for b in alone]
+
+
+def test_tokens_of_an_epoch_count_windows_and_passes():
+    batches = TrainingBatches(
+        dataset(4, 30, 6),
+        np.array([0, 0, 1]),
+        [2.0, 0.5],
+        max_batch_tokens=64,
+        crop_tokens=20,
+        seed=0,
+    )
+    assert batches.tokens == 2 * (4 + 20) + 6 // 2

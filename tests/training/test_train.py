@@ -10,7 +10,7 @@ import torch
 
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainConfig
-from training.train import learning_rate
+from training.train import learning_rate, passes
 
 ROOT = Path(__file__).parents[2]
 REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
@@ -121,3 +121,10 @@ def test_the_rate_warms_up_and_decays_to_nothing():
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
     rates = [learning_rate(step, 100, config) for step in (0, 9, 10, 55, 100)]
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "epochs"), [(10, 20), (200_000, 20), (400_000, 10), (1_000_000, 4), (10**9, 3)]
+)
+def test_few_rows_are_seen_often_and_many_seldom(tokens, epochs):
+    assert passes(tokens) == epochs

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.config import ConfigError, RunConfig, load_config
+from training.progress import Display
+from training.splits import Splits, prepare
+
+QUIET = Display(quiet=True)
+
+
+def table(path: Path, name: str, rows: list[tuple[str, str]]) -> dict[str, str]:
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    (path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"name": name, "path": f"{name}.csv"}
+
+
+def many(count: int, share_good: float = 0.5, kind: str = "w") -> list[tuple[str, str]]:
+    good = round(count * share_good)
+    return [
+        (f"{'great' if i < good else 'awful'} thing of {kind}{i}", "good" if i < good else "bad")
+        for i in range(count)
+    ]
+
+
+def run(path: Path, **fields) -> Splits:
+    return prepare(RunConfig.model_validate(fields), path, QUIET)
+
+
+def test_held_out_texts_are_never_trained_on_labelled_or_not(tmp_path):
+    rows = many(40)
+    held = rows[:5] + rows[-5:]
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", [(text.upper() + "!", y) for text, y in rows])],
+        unlabelled=[table(tmp_path, "raw", many(6, kind="new") + held)],
+        validation=[table(tmp_path, "validation", held)],
+        test=[table(tmp_path, "test", held)],
+    )
+    assert len(splits.train) == 30
+    assert splits.unlabelled == [text for text, _ in many(6, kind="new")]
+
+
+def test_a_teacher_labels_what_it_is_sure_of(tmp_path):
+    raw = [("great new story told well", "-1"), ("awful new story told badly", "-1")]
+    unsure = [("completely unknown words here", "-1")]
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", many(200))],
+        unlabelled=[
+            table(tmp_path, "raw", raw + unsure)
+            | {"teacher": ["train"], "least_confidence": 0.7, "language": "en"}
+        ],
+    )
+    taught = splits.train.take(splits.train.sources == 1)
+    assert taught.texts == [text for text, _ in raw]
+    assert [splits.labels[i] for i in taught.labels] == ["good", "bad"]
+    assert taught.languages.tolist() == ["en", "en"]
+    assert [source.name for source in splits.sources] == ["train", "raw"]
+    assert splits.unlabelled == []
+
+
+def test_a_teacher_must_be_a_source(tmp_path):
+    source = table(tmp_path, "train", many(20))
+    with pytest.raises(ValueError, match=r"unlabelled raw: teacher=\['nobody'\] is no source"):
+        run(
+            tmp_path, sources=[source], unlabelled=[source | {"name": "raw", "teacher": ["nobody"]}]
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        (many(300), "243 rows to train on; a model of fewer than 1,000 is for trying out"),
+        (many(300), "test has 26 rows: its accuracy is known to ±19% only"),
+        (many(300, 0.9), "of train is 'good': to answer that always would be as accurate"),
+        (many(300) + many(300)[:60], "17% of the rows repeat another or contradict it"),
+        (many(300, 0.01), "test has no row of ['good']"),
+    ],
+)
+def test_odd_data_is_told_before_training(rows, warning, tmp_path):
+    warnings = run(tmp_path, sources=[table(tmp_path, "rows", rows)]).warnings
+    assert any(warning in told for told in warnings), warnings
+
+
+def test_good_data_needs_no_warning(tmp_path):
+    assert run(tmp_path, sources=[table(tmp_path, "rows", many(2000))]).warnings == ()
+
+
+def test_nothing_left_to_train_on_is_refused(tmp_path):
+    rows = table(tmp_path, "rows", many(30))
+    with pytest.raises(ConfigError, match="train: no rows left"):
+        run(tmp_path, sources=[rows], validation=[rows], test=[rows])
+
+
+def test_a_path_with_a_dot_starts_from_the_config(tmp_path):
+    (tmp_path / "configs").mkdir()
+    table(tmp_path / "configs", "own", many(20))
+    table(tmp_path, "theirs", many(20, kind="v"))
+    (tmp_path / "configs" / "run.toml").write_text(
+        '[[sources]]\nname = "own"\npath = "./own.csv"\n'
+        '[[sources]]\nname = "theirs"\npath = "theirs.csv"\n'
+    )
+    config = load_config(tmp_path / "configs" / "run.toml", {})
+    splits = prepare(config, tmp_path, QUIET)
+    everything = [splits.train, *splits.validation.values(), *splits.test.values()]
+    assert sum(map(len, everything)) == 40
+    assert set(np.concatenate([part.sources for part in everything])) == {0, 1}
