@@ -8,6 +8,7 @@
 Reading verifies before anything is used, and refuses what it does not know.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.config import ModelConfig
+from model.faults import faults
 from model.tokenizer import Tokenizer
 
 MANIFEST, GRAPH, TOKENIZER, REPORT = "manifest.json", "model.onnx", "tokenizer.json", "report"
@@ -37,7 +39,7 @@ OUTPUTS = (
 )
 
 MAX_OPSET = 24  # ONNX Runtime 1.31 has no complete support beyond 26; 24 is what we write
-MAX_GRAPH_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30
 TOKENIZER_KEY = "realce.tokenizer_sha256"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,9 @@ class About(BaseModel):
     config: ModelConfig
     bias: tuple[float, ...] = Field(description="Bias of each class's logit, in class order.")
     temperature: float = Field(gt=0, description="Logits are divided by it inside the graph.")
+    abstention_threshold: float | None = Field(
+        None, ge=0, le=1, description="Answers less probable than this may be marked as unsure."
+    )
     opset: int = Field(ge=20, le=MAX_OPSET)
     metrics: dict[str, dict[str, Any]] = {}
     sources: tuple[Source, ...] = ()
@@ -129,15 +134,19 @@ def read_bundle(path: Path) -> Bundle:
     for name in sorted(_files(path)):
         if name not in manifest.files and name != MANIFEST:
             raise BundleError(f"{path}: unknown file {name}: not listed in {MANIFEST}")
+    # Each file is read once: what was verified is what is used.
+    contents = {}
     for name, expected in manifest.files.items():
-        actual = sha256(_inside(path, name).read_bytes())
+        contents[name] = _read(path, name)
+        actual = sha256(contents[name])
         if actual != expected:
             raise BundleError(
                 f"{path}/{name}: damaged: sha256 is {actual[:12]}…, "
                 f"{MANIFEST} says {expected[:12]}…"
             )
-    graph = _read_graph(path / GRAPH, manifest)
-    return Bundle(path, manifest, fingerprint, graph, _read_tokenizer(path, manifest))
+    graph = _read_graph(path / GRAPH, contents[GRAPH], manifest)
+    tokenizer = _read_tokenizer(path / TOKENIZER, contents[TOKENIZER], manifest)
+    return Bundle(path, manifest, fingerprint, graph, tokenizer)
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
@@ -151,11 +160,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        reasons = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise BundleError(f"{path}/{MANIFEST}: {reasons}") from error
+        raise BundleError(f"{path}/{MANIFEST}: {faults(error)}") from error
     return manifest, sha256(content)
 
 
@@ -173,7 +178,7 @@ def write_bundle(
     one has been verified; anything else there is left alone, and `BundleError` raised.
     """
     check_place(path)
-    tokenizer_json = tokenizer.to_json().encode()
+    tokenizer_json = tokenizer.to_json()
     graph.metadata_props.append(
         onnx.StringStringEntryProto(key=TOKENIZER_KEY, value=sha256(tokenizer_json))
     )
@@ -191,11 +196,11 @@ def write_bundle(
             target = fresh / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        read_bundle(fresh)
+        bundle = read_bundle(fresh)
         _swap(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return read_bundle(path)
+    return dataclasses.replace(bundle, path=path)
 
 
 def check_place(path: Path) -> None:
@@ -234,20 +239,20 @@ def _files(path: Path) -> Iterator[str]:
             yield entry.relative_to(path).as_posix()
 
 
-def _inside(path: Path, name: str) -> Path:
+def _read(path: Path, name: str) -> bytes:
     target = path / name
     if not target.resolve().is_relative_to(path.resolve()):
         raise BundleError(f"{path}/{MANIFEST}: files: {name!r} leads out of the bundle")
     if not target.is_file():
         raise BundleError(f"{path}/{name}: missing, though {MANIFEST} lists it")
-    return target
+    if (size := target.stat().st_size) > MAX_FILE_BYTES:
+        raise BundleError(f"{target}: {size} bytes, the limit is {MAX_FILE_BYTES}")
+    return target.read_bytes()
 
 
-def _read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
-    if path.stat().st_size > MAX_GRAPH_BYTES:
-        raise BundleError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_GRAPH_BYTES}")
+def _read_graph(path: Path, content: bytes, manifest: Manifest) -> onnx.ModelProto:
     try:
-        graph = onnx.load(path, load_external_data=False)
+        graph = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own DecodeError and whatever onnx wraps it in
         raise BundleError(f"{path}: not an ONNX model: {error}") from error
     if graph.functions or graph.training_info:
@@ -295,14 +300,14 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(subgraph)
 
 
-def _read_tokenizer(path: Path, manifest: Manifest) -> Tokenizer:
+def _read_tokenizer(path: Path, content: bytes, manifest: Manifest) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.load(path / TOKENIZER, max_tokens=manifest.max_tokens)
+        tokenizer = Tokenizer.from_json(content, max_tokens=manifest.max_tokens)
     except ValueError as error:
-        raise BundleError(f"{path}/{TOKENIZER}: {error}") from error
+        raise BundleError(f"{path}: {error}") from error
     if tokenizer.vocab_size != manifest.config.vocab_size:
         raise BundleError(
-            f"{path}/{TOKENIZER}: {tokenizer.vocab_size} pieces, "
+            f"{path}: {tokenizer.vocab_size} pieces, "
             f"the model has {manifest.config.vocab_size}: a tokenizer of another model"
         )
     return tokenizer

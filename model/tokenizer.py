@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -84,19 +83,19 @@ class Tokenizer:
         return cls(raw, max_tokens)
 
     @classmethod
-    def load(cls, path: Path, *, max_tokens: int) -> Self:
-        """Read `tokenizer.json`. Raises `ValueError` when it is not a tokenizer of ours."""
+    def from_json(cls, content: bytes, *, max_tokens: int) -> Self:
+        """What `to_json` made. Raises `ValueError` when it is not a tokenizer of ours."""
         try:
-            raw = RawTokenizer.from_file(str(path))
+            raw = RawTokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path.name}: not a tokenizer: {error}") from error
+            raise ValueError(f"not a tokenizer: {error}") from error
         return cls(raw, max_tokens)
 
-    def to_json(self) -> str:
-        """The tokenizer as the text of `tokenizer.json`, the same for the same vocabulary."""
+    def to_json(self) -> bytes:
+        """The content of `tokenizer.json`, the same for the same vocabulary."""
         raw = RawTokenizer.from_str(self._raw.to_str())
         raw.no_truncation()
-        return str(raw.to_str(pretty=False))
+        return str(raw.to_str(pretty=False)).encode()
 
     @property
     def vocab_size(self) -> int:

@@ -72,6 +72,9 @@ def _add_classify(commands: Any) -> None:
     )
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one a line")
     command.add_argument("--explain", action="store_true", help="show what each word brought")
+    command.add_argument(
+        "--abstain", action="store_true", help="mark answers that the model is not sure enough of"
+    )
     command.add_argument("--json", action="store_true", help="print everything as JSON")
     command.add_argument(
         "--target",
@@ -130,7 +133,8 @@ def _classify(options: argparse.Namespace) -> int:
     with Classifier(options.target, timeout_s=options.timeout) as classifier:
         try:
             for start in range(0, len(texts), TEXTS_A_CALL):
-                answers += classifier.classify(texts[start : start + TEXTS_A_CALL], views=views)
+                part = texts[start : start + TEXTS_A_CALL]
+                answers += classifier.classify(part, views=views, abstain=options.abstain)
         except CallError as error:
             print(f"realce: {error}{_hint(error.code, options.target)}", file=sys.stderr)
             return FAILED
@@ -168,6 +172,7 @@ def _plain(answer: "Answer") -> dict[str, Any]:
         "probabilities": answer.probabilities,
         "logits": answer.logits,
         "truncated": answer.truncated,
+        "abstained": answer.abstained,
     }
     if answer.views:
         tokens = [{"text": t.text, "start": t.start, "end": t.end} for t in answer.tokens]
@@ -203,6 +208,8 @@ def _inspect(options: argparse.Namespace) -> int:
         f"{config.layers} layers of width {config.d_model}, {config.heads} heads, "
         f"{config.vocab_size} word pieces, up to {config.max_tokens} tokens"
     )
+    if manifest.abstention_threshold is not None:
+        print(f"unsure, if asked to abstain, below {manifest.abstention_threshold:.1%}")
     print(f"licence: {manifest.license}")
     restricted = [
         source.name for source in manifest.sources if NON_COMMERCIAL.search(source.license)

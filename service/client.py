@@ -92,7 +92,8 @@ class Answer:
 
     `probabilities` and `logits` by label; `views` by name: evidence and contributions [S, C],
     pooling_attention [H, S], attentions [L, H, S, S]. `bias` by label, with the first two: what
-    their sums over S lack to the logits.
+    their sums over S lack to the logits. `abstained` where the call asked to `abstain` and the
+    probability is below the model's threshold.
     """
 
     label: str
@@ -103,6 +104,7 @@ class Answer:
     tokens: list[Token] = field(default_factory=list)
     views: dict[str, FloatArray] = field(default_factory=dict)
     bias: dict[str, float] = field(default_factory=dict)
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def request_message(
     heads: Sequence[int] = (),
     dtype: npt.DTypeLike = np.float32,
     model: str = "",
+    abstain: bool = False,
 ) -> pb.ClassifyRequest:
     """The message of a call. `views` as `View` or by name in any case, as in "evidence".
 
@@ -129,7 +132,7 @@ def request_message(
     """
     if isinstance(texts, str):
         raise ValueError("texts: a string, must be a sequence of strings")
-    message = pb.ClassifyRequest(texts=texts, model=model)
+    message = pb.ClassifyRequest(texts=texts, model=model, abstain=abstain)
     for view in views:
         name = f"VIEW_{view.name if isinstance(view, View) else view.upper()}"
         if name not in pb.View.keys():  # noqa: SIM118 - the enum is no mapping
@@ -160,6 +163,7 @@ def _answer(one: pb.Prediction, bias: Sequence[float]) -> Answer:
         tokens=[Token(token.text, token.start, token.end) for token in one.tokens],
         views={v.value: array(getattr(one, v.value)) for v in View if one.HasField(v.value)},
         bias={score.label: value for score, value in zip(one.scores, bias, strict=False)},
+        abstained=one.abstained,
     )
 
 
@@ -180,6 +184,7 @@ def _model(one: pb.Model) -> Model:
             heads=one.heads,
             bias=tuple(one.bias),
             temperature=one.temperature,
+            abstention_threshold=one.abstention_threshold or None,
             license=one.license,
             provider=one.provider,
             fingerprint=one.fingerprint,
@@ -204,13 +209,23 @@ def _outcome(message: pb.ClassifyStreamResponse) -> list[Answer] | CallError:
     return CallError(message.error) if failed else answers(message.response)
 
 
-class Classifier:
+class _Client:
+    """What both clients hold: the stub of their channel, and how long a call may take."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, timeout_s: float) -> None:
+        self._channel: Any = channel
+        self._stub: Any = rpc.ClassifierStub(channel)  # type: ignore[no-untyped-call]
+        self._timeout_s = timeout_s
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+
+class Classifier(_Client):
     """A synchronous client; safe to share between threads. All calls raise `CallError`."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        self._stub: Any = rpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
+        super().__init__(grpc.insecure_channel(target, options=_OPTIONS), timeout_s)
 
     def classify(
         self,
@@ -220,10 +235,12 @@ class Classifier:
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         dtype: npt.DTypeLike = np.float32,
+        abstain: bool = False,
         timeout_s: float | None = None,
     ) -> list[Answer]:
-        """One answer a text, in order; `layers` and `heads` choose among attentions."""
-        message = request_message(texts, views, layers, heads, dtype)
+        """One answer a text, in order; `layers` and `heads` choose among attentions, `abstain`
+        marks the answers that the model is not sure enough of."""
+        message = request_message(texts, views, layers, heads, dtype, abstain=abstain)
         try:
             return answers(self._stub.Classify(message, timeout=self._timeout(timeout_s)))
         except grpc.RpcError as error:
@@ -234,6 +251,7 @@ class Classifier:
         batches: Iterable[Sequence[str]],
         *,
         views: Iterable[View | str] = (),
+        abstain: bool = False,
         timeout_s: float | None = None,
     ) -> Iterator[list[Answer] | CallError]:
         """What came of each batch of texts, in order: its answers or why there are none.
@@ -242,7 +260,8 @@ class Classifier:
         """
         chosen = tuple(views)
         messages = (
-            pb.ClassifyStreamRequest(request=request_message(texts, chosen)) for texts in batches
+            pb.ClassifyStreamRequest(request=request_message(texts, chosen, abstain=abstain))
+            for texts in batches
         )
         try:
             yield from map(_outcome, self._stub.ClassifyStream(messages, timeout=timeout_s))
@@ -261,9 +280,6 @@ class Classifier:
         """Hang up."""
         self._channel.close()
 
-    def _timeout(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
-
     def __enter__(self) -> Self:
         return self
 
@@ -271,13 +287,11 @@ class Classifier:
         self.close()
 
 
-class AsyncClassifier:
+class AsyncClassifier(_Client):
     """The same on asyncio."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._stub: Any = rpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
+        super().__init__(grpc.aio.insecure_channel(target, options=_OPTIONS), timeout_s)
 
     async def classify(
         self,
@@ -287,10 +301,12 @@ class AsyncClassifier:
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         dtype: npt.DTypeLike = np.float32,
+        abstain: bool = False,
         timeout_s: float | None = None,
     ) -> list[Answer]:
-        """One answer a text, in order; `layers` and `heads` choose among attentions."""
-        message = request_message(texts, views, layers, heads, dtype)
+        """One answer a text, in order; `layers` and `heads` choose among attentions, `abstain`
+        marks the answers that the model is not sure enough of."""
+        message = request_message(texts, views, layers, heads, dtype, abstain=abstain)
         try:
             return answers(await self._stub.Classify(message, timeout=self._timeout(timeout_s)))
         except grpc.RpcError as error:
@@ -301,6 +317,7 @@ class AsyncClassifier:
         batches: AsyncIterable[Sequence[str]],
         *,
         views: Iterable[View | str] = (),
+        abstain: bool = False,
         timeout_s: float | None = None,
     ) -> AsyncIterator[list[Answer] | CallError]:
         """What came of each batch of texts, in order: its answers or why there are none.
@@ -311,7 +328,8 @@ class AsyncClassifier:
 
         async def messages() -> AsyncIterator[pb.ClassifyStreamRequest]:
             async for texts in batches:
-                yield pb.ClassifyStreamRequest(request=request_message(texts, chosen))
+                request = request_message(texts, chosen, abstain=abstain)
+                yield pb.ClassifyStreamRequest(request=request)
 
         try:
             async for message in self._stub.ClassifyStream(messages(), timeout=timeout_s):
@@ -330,9 +348,6 @@ class AsyncClassifier:
     async def close(self) -> None:
         """Hang up."""
         await self._channel.close(None)
-
-    def _timeout(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
 
     async def __aenter__(self) -> Self:
         return self

@@ -33,14 +33,21 @@ CODES: dict[type[RealceError], grpc.StatusCode] = {
 
 
 def response(
-    predictions: Sequence[Prediction], request: ViewRequest, model: ModelDescription
+    predictions: Sequence[Prediction],
+    request: ViewRequest,
+    model: ModelDescription,
+    *,
+    abstain: bool = False,
 ) -> pb.ClassifyResponse:
-    """The answer to a call."""
+    """The answer to a call; with `abstain`, answers under the model's threshold are marked."""
     message = pb.ClassifyResponse(model_name=model.name, model_version=model.version)
     if View.EVIDENCE in request.views or View.CONTRIBUTIONS in request.views:
         message.bias.extend(model.bias)
     for one in predictions:
         _prediction(message.predictions.add(), one, model.labels)
+    if abstain and model.abstention_threshold is not None:
+        for prediction in message.predictions:
+            prediction.abstained = prediction.probability < model.abstention_threshold
     return message
 
 
@@ -81,6 +88,7 @@ def model(description: ModelDescription, limits: Limits) -> pb.Model:
         license=description.license,
         provider=description.provider,
         fingerprint=description.fingerprint,
+        abstention_threshold=description.abstention_threshold or 0.0,
         limits=pb.Limits(
             max_texts=limits.max_texts,
             max_text_bytes=limits.max_text_bytes,

@@ -50,6 +50,7 @@ class Engine:
             heads=manifest.config.heads,
             bias=manifest.bias,
             temperature=manifest.temperature,
+            abstention_threshold=manifest.abstention_threshold,
             license=manifest.license,
             provider=backend.provider,
             fingerprint=bundle.fingerprint,

@@ -27,7 +27,8 @@ def show(
     """Print one line a text; with the `shares` of its tokens, shade its words and name some."""
     console = Console(soft_wrap=True, highlight=False)
     for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-        head = Text(f"{answer.label} {answer.probability:.1%}  ")
+        unsure = " (unsure)" if answer.abstained else ""
+        head = Text(f"{answer.label} {answer.probability:.1%}{unsure}  ")
         body = Text(text)
         if shares is None:
             console.print(head + body)

@@ -168,7 +168,7 @@ class ClassifierServicer:
         model = self._engine.description
         views = check_request(request, model, self._limits)
         predictions = await self._engine.classify(request.texts, views, deadline)
-        return converters.response(predictions, views, model)
+        return converters.response(predictions, views, model, abstain=request.abstain)
 
     async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
         if isinstance(request, InvalidRequest):

@@ -92,6 +92,7 @@ class ModelDescription:
     heads: int
     bias: tuple[float, ...]
     temperature: float
+    abstention_threshold: float | None
     license: str
     provider: str
     fingerprint: str

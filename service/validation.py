@@ -50,6 +50,9 @@ def check_request(
     check_model(request.model, model)
     texts = request.texts
     faults = _texts(texts, limits)
+    if request.abstain and model.abstention_threshold is None:
+        fault = Violation("abstain", f"model {model.name!r} has no abstention threshold")
+        faults = itertools.chain(faults, [fault])
     plain = not (request.views or request.data_type or request.HasField("attention_selection"))
     if not plain:
         faults = itertools.chain(faults, _views(request), _selection(request, model))

@@ -70,7 +70,8 @@ class FakeBackend:
 
 
 class FakeEngine:
-    """Answers each text with its number of characters as logit; fails and waits as told to.
+    """Answers each text positive with its number of characters n as logit and n / (n + 1) as
+    probability; fails and waits as told to.
 
     `failures` are raised by the next calls, one each; while `open` is not set, calls wait.
     """
@@ -85,6 +86,7 @@ class FakeEngine:
         heads=4,
         bias=(0.25, -0.25),
         temperature=1.0,
+        abstention_threshold=0.75,
         license="Apache-2.0",
         provider="FakeExecutionProvider",
         fingerprint="0" * 64,
@@ -112,5 +114,5 @@ class FakeEngine:
             raise
         finally:
             self.under_way -= 1
-        answers = np.array([[0, len(text)] for text in texts], dtype=np.float32)
+        answers = np.array([[1, len(text)] for text in texts], dtype=np.float32)
         return [Prediction(row, row / row.sum(), truncated=False) for row in answers]

@@ -1,9 +1,11 @@
-"""Temperature: one number that makes a confidence of 80% right eight times in ten."""
+"""What makes a confidence mean something: the temperature, and where to say "not sure"."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from training.evaluate import Labels, Logits, softmax
+
+COVERAGE = 0.8  # share of the validation rows that the abstention threshold lets through
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
@@ -19,3 +21,9 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     bound = float(np.log(20))
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
+
+
+def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:
+    """The confidence that a share `coverage` of the rows [N, C] reaches: below it, a model that may
+    abstain does (selective classification, Geifman and El-Yaniv 2017)."""
+    return float(np.quantile(probabilities.max(axis=1), 1 - coverage))

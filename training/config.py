@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.config import ModelConfig
+from model.faults import faults
 from training.data import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -107,9 +108,7 @@ class RunConfig(BaseModel):
         try:
             ModelConfig(vocab_size=train.vocab_size, classes=2, **network.model_dump())
         except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(("network", *map(str, fault["loc"])))
-            raise ValueError(f"{key}: {fault['msg']}") from error
+            raise ValueError(f"network: {faults(error)}") from error
         named = {source.name for source in self.sources}
         for source in self.unlabelled:
             if unknown := sorted(set(source.teacher) - named):
@@ -156,14 +155,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'config'}={fault['input']!r}: {fault['msg']}"
-            if fault["type"] != "missing"
-            else f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-            for fault in error.errors()
-            if not isinstance(fault["input"], dict) or fault["type"] != "value_error"
-        ) or "; ".join(fault["msg"] for fault in error.errors())
-        raise ConfigError(f"{path or 'command line'}: {faults}") from error
+        raise ConfigError(f"{path or 'command line'}: {faults(error)}") from error
 
 
 def _beside(config: Path, values: dict[str, Any]) -> None:

@@ -54,15 +54,23 @@ def expected_calibration_error(probabilities: Logits, labels: Labels, bins: int 
     return float(sum(gaps))
 
 
+def selective_accuracy(probabilities: Logits, labels: Labels, coverage: float) -> float:
+    """Accuracy on the share `coverage` of the rows that the model is surest of."""
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")
+    kept = surest[: max(1, round(coverage * len(labels)))]
+    return float((probabilities[kept].argmax(axis=1) == labels[kept]).mean())
+
+
 def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
-    """Accuracy, macro-F1, expected calibration error, negative log-likelihood, confusion [C, C]
-    (rows: true class) and the number of rows."""
+    """Accuracy, of all rows and of the 80% it is surest of, macro-F1, expected calibration error,
+    negative log-likelihood, confusion [C, C] (rows: true class) and the number of rows."""
     predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
     return {
         "rows": len(labels),
         "accuracy": float((predicted == labels).mean()),
+        "accuracy_at_80": selective_accuracy(probabilities, labels, 0.8),
         "macro_f1": float(
             f1_score(labels, predicted, labels=range(classes), average="macro", zero_division=0)
         ),

@@ -131,7 +131,7 @@ def test_a_graph_of_noise_is_refused(copy: Path):
 
 def test_a_tokenizer_of_another_model_is_refused_even_with_its_hash_right(copy: Path):
     other = Tokenizer.train(["a b c"] * 9, vocab_size=40, max_tokens=64)
-    (copy / "tokenizer.json").write_text(other.to_json())
+    (copy / "tokenizer.json").write_bytes(other.to_json())
     rehash(copy, "tokenizer.json")
     with pytest.raises(BundleError, match="exported with another tokenizer"):
         read_bundle(copy)

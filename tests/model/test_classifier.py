@@ -2,20 +2,12 @@ import pytest
 import torch
 
 from model.classifier import TextClassifier
-from model.config import ModelConfig
+from tests.networks import random_network
 
 
 @pytest.fixture
 def network() -> TextClassifier:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=50, classes=3, d_model=24, layers=3, heads=4, d_ff=32, max_tokens=16
-    )
-    network = TextClassifier(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return network
+    return random_network(classes=3, d_model=24, layers=3, heads=4, d_ff=32, max_tokens=16)
 
 
 @pytest.fixture

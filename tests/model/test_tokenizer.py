@@ -1,5 +1,4 @@
 import unicodedata
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -79,10 +78,8 @@ def test_special_tokens_are_not_written_by_users():
     assert not {MASK_ID, PAD_ID} & set(encoding.input_ids.tolist())
 
 
-def test_reads_back_what_it_wrote(tmp_path: Path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(TOKENIZER.to_json(), encoding="utf-8")
-    again = Tokenizer.load(path, max_tokens=12)
+def test_reads_back_what_it_wrote():
+    again = Tokenizer.from_json(TOKENIZER.to_json(), max_tokens=12)
     assert again.to_json() == TOKENIZER.to_json()
     for first, second in zip(
         TOKENIZER.encode_batch([*TEXTS, "zebra 👍"], offsets=True),
@@ -117,9 +114,7 @@ def test_case_and_a_letter_that_grows_in_lower_case_leave_offsets_exact():
     assert covered == {i for i, character in enumerate(text) if character != " "}
 
 
-@pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}'])
-def test_other_files_are_refused(tmp_path: Path, content: str):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
-        Tokenizer.load(path, max_tokens=12)
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff", b'{"version": "1.0"}'])
+def test_other_contents_are_refused(content: bytes):
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        Tokenizer.from_json(content, max_tokens=12)

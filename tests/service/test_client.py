@@ -41,7 +41,7 @@ async def client(target: str) -> AsyncIterator[AsyncClassifier]:
 async def test_a_call_that_found_no_room_is_tried_again(engine, client):
     engine.failures = [Overloaded("full", 0.02), Unavailable("draining"), Overloaded("full", 0.02)]
     (answer,) = await client.classify(["four"])
-    assert answer.logits == {"negative": 0.0, "positive": 4.0}
+    assert answer.logits == {"negative": 1.0, "positive": 4.0}
     assert engine.calls == 4
 
 
@@ -79,6 +79,17 @@ async def test_a_stream_gives_answers_and_errors_in_order(client):
     assert isinstance(second, CallError)
     assert second.violations[0].field == "texts[0]"
     assert [answer.logits["positive"] for answer in third] == [1.0, 2.0]
+
+
+async def test_unsure_answers_are_marked_when_asked_for(client):
+    async def batches():
+        yield ["ab", "abc"]
+
+    assert [one.abstained for one in await client.classify(["ab", "abc"])] == [False, False]
+    answers = await client.classify(["ab", "abc"], abstain=True)
+    (streamed,) = [one async for one in client.classify_stream(batches(), abstain=True)]
+    for part in (answers, streamed):
+        assert [one.abstained for one in part] == [True, False]
 
 
 async def test_the_model_comes_as_plain_data(engine, client):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,11 @@ def test_words_toward_are_green_and_against_red(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert green in output
     assert red in output
+
+
+def test_an_unsure_answer_says_so(capsys):
+    show(["x"], [dataclasses.replace(answer("x"), abstained=True)], None)
+    assert capsys.readouterr().out == "positive 75.0% (unsure)  x\n"
 
 
 def test_brackets_in_a_text_are_no_markup(capsys):

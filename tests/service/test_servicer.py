@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 
@@ -115,6 +116,23 @@ async def test_many_faults_still_fit_into_the_headers_of_an_answer(stub):
     assert failed.details().endswith("(and 15 more)")
     faults = detail(failed, error_details_pb2.BadRequest).field_violations
     assert [fault.field for fault in faults] == [f"views[{i}]" for i in range(16)]
+
+
+@pytest.mark.parametrize(("abstain", "marks"), [(True, [True, False]), (False, [False, False])])
+async def test_unsure_answers_are_marked_when_asked_for(stub, abstain, marks):
+    texts = ["ab", "abc"]  # 0.67 and 0.75, which is the threshold
+    answer = await stub.Classify(pb.ClassifyRequest(texts=texts, abstain=abstain))
+    assert [one.abstained for one in answer.predictions] == marks
+    assert [one.label for one in answer.predictions] == ["positive", "positive"]
+
+
+async def test_abstaining_needs_a_threshold(engine, stub):
+    engine.description = dataclasses.replace(engine.description, abstention_threshold=None)
+    failed = await failure(stub.Classify(pb.ClassifyRequest(texts=["a"], abstain=True)))
+    assert failed.code() is Code.INVALID_ARGUMENT
+    assert failed.details() == "abstain: model 'fake' has no abstention threshold"
+    described = (await stub.GetModel(pb.GetModelRequest())).model
+    assert described.abstention_threshold == 0
 
 
 async def test_a_view_named_twice_is_refused(stub):

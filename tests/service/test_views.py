@@ -15,6 +15,7 @@ MODEL = ModelDescription(
     heads=3,
     bias=(0.0, 0.0),
     temperature=1.0,
+    abstention_threshold=None,
     license="",
     provider="",
     fingerprint="",

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 
 from training.batches import Dataset
-from training.calibrate import fit_temperature
-from training.evaluate import expected_calibration_error, measure, predict_bundle, softmax
+from training.calibrate import abstention_threshold, fit_temperature
+from training.evaluate import (
+    expected_calibration_error,
+    measure,
+    predict_bundle,
+    selective_accuracy,
+    softmax,
+)
 
 
 def test_literal_measures():
@@ -14,6 +20,7 @@ def test_literal_measures():
     assert got["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     # One row a bin: gaps 0.1, 0.4, 0.2 and 0.7.
     assert got["ece"] == pytest.approx(0.35, abs=1e-6)
+    assert got["accuracy_at_80"] == pytest.approx(2 / 3)  # all but the 0.6, which was right
     assert got["rows"] == 4
 
 
@@ -37,3 +44,20 @@ def test_a_bundle_is_measured_by_its_own_graph(bundle):
     probabilities = predict_bundle(bundle, Dataset.encode(encodings, np.array([0, 1])))
     assert probabilities.argmax(axis=1).tolist() == [0, 1]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+SURE = np.array([[0.9, 0.1], [0.45, 0.55], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "accuracy"), [(1.0, 0.6), (0.8, 0.75), (0.6, 1.0), (0.2, 1.0), (0.01, 1.0)]
+)
+def test_what_it_is_surest_of_is_measured_alone(coverage, accuracy):
+    labels = np.array([0, 0, 1, 1, 1])
+    assert selective_accuracy(SURE, labels, coverage) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(("coverage", "kept"), [(0.8, 4), (0.4, 2), (1.0, 5)])
+def test_the_abstention_threshold_lets_the_coverage_through(coverage, kept):
+    threshold = abstention_threshold(SURE, coverage)
+    assert (SURE.max(axis=1) >= threshold).sum() == kept

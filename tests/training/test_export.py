@@ -1,22 +1,14 @@
 import onnx
 import pytest
-import torch
 
 from model.classifier import TextClassifier
-from model.config import ModelConfig
+from tests.networks import random_network
 from training.export import ExportError, check_parity, export, halve_weights
 
 
 @pytest.fixture(scope="module")
 def network() -> TextClassifier:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=60, classes=3, d_model=32, layers=2, heads=4, d_ff=48, max_tokens=24
-    )
-    network = TextClassifier(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    network = random_network(classes=3, d_model=32, layers=2, heads=4, d_ff=48, max_tokens=24)
     halve_weights(network)
     return network
 

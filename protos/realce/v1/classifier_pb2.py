@@ -25,43 +25,43 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/realce/v1/classifier.proto\x12\trealce.v1\x1a\x17google/rpc/status.proto\"3\n\x12\x41ttentionSelection\x12\x0e\n\x06layers\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x03(\r\"\xb3\x01\n\x0f\x43lassifyRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x1e\n\x05views\x18\x02 \x03(\x0e\x32\x0f.realce.v1.View\x12:\n\x13\x61ttention_selection\x18\x03 \x01(\x0b\x32\x1d.realce.v1.AttentionSelection\x12&\n\tdata_type\x18\x04 \x01(\x0e\x32\x13.realce.v1.DataType\x12\r\n\x05model\x18\x05 \x01(\t\"w\n\x10\x43lassifyResponse\x12*\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x15.realce.v1.Prediction\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x0c\n\x04\x62ias\x18\x04 \x03(\x02\"\xb0\x02\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12%\n\x06scores\x18\x03 \x03(\x0b\x32\x15.realce.v1.ClassScore\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12 \n\x06tokens\x18\x05 \x03(\x0b\x32\x10.realce.v1.Token\x12#\n\x08\x65vidence\x18\x06 \x01(\x0b\x32\x11.realce.v1.Tensor\x12(\n\rcontributions\x18\x07 \x01(\x0b\x32\x11.realce.v1.Tensor\x12,\n\x11pooling_attention\x18\x08 \x01(\x0b\x32\x11.realce.v1.Tensor\x12%\n\nattentions\x18\t \x01(\x0b\x32\x11.realce.v1.Tensor\"?\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05logit\x18\x03 \x01(\x02\"1\n\x05Token\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"M\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12&\n\tdata_type\x18\x02 \x01(\x0e\x32\x13.realce.v1.DataType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"P\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.realce.v1.ClassifyRequest\"\x84\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.realce.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.realce.v1.Model\"\x9a\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x11\n\tlanguages\x18\x04 \x03(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\r\n\x05heads\x18\x07 \x01(\r\x12\x0c\n\x04\x62ias\x18\x08 \x03(\x02\x12\x13\n\x0btemperature\x18\t \x01(\x02\x12\x1e\n\x05views\x18\n \x03(\x0e\x32\x0f.realce.v1.View\x12\x0f\n\x07license\x18\x0b \x01(\t\x12\x10\n\x08provider\x18\x0c \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\r \x01(\t\x12!\n\x06limits\x18\x0e \x01(\x0b\x32\x11.realce.v1.Limits\"O\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x1a\n\x12max_response_bytes\x18\x03 \x01(\x04*x\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x11\n\rVIEW_EVIDENCE\x10\x01\x12\x16\n\x12VIEW_CONTRIBUTIONS\x10\x02\x12\x1a\n\x16VIEW_POOLING_ATTENTION\x10\x03\x12\x13\n\x0fVIEW_ATTENTIONS\x10\x04*S\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x32\xf1\x01\n\nClassifier\x12\x43\n\x08\x43lassify\x12\x1a.realce.v1.ClassifyRequest\x1a\x1b.realce.v1.ClassifyResponse\x12Y\n\x0e\x43lassifyStream\x12 .realce.v1.ClassifyStreamRequest\x1a!.realce.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.realce.v1.GetModelRequest\x1a\x1b.realce.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/realce/v1/classifier.proto\x12\trealce.v1\x1a\x17google/rpc/status.proto\"3\n\x12\x41ttentionSelection\x12\x0e\n\x06layers\x18\x01 \x03(\r\x12\r\n\x05heads\x18\x02 \x03(\r\"\xc4\x01\n\x0f\x43lassifyRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x1e\n\x05views\x18\x02 \x03(\x0e\x32\x0f.realce.v1.View\x12:\n\x13\x61ttention_selection\x18\x03 \x01(\x0b\x32\x1d.realce.v1.AttentionSelection\x12&\n\tdata_type\x18\x04 \x01(\x0e\x32\x13.realce.v1.DataType\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x62stain\x18\x06 \x01(\x08\"w\n\x10\x43lassifyResponse\x12*\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x15.realce.v1.Prediction\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x0c\n\x04\x62ias\x18\x04 \x03(\x02\"\xc3\x02\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12%\n\x06scores\x18\x03 \x03(\x0b\x32\x15.realce.v1.ClassScore\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12 \n\x06tokens\x18\x05 \x03(\x0b\x32\x10.realce.v1.Token\x12#\n\x08\x65vidence\x18\x06 \x01(\x0b\x32\x11.realce.v1.Tensor\x12(\n\rcontributions\x18\x07 \x01(\x0b\x32\x11.realce.v1.Tensor\x12,\n\x11pooling_attention\x18\x08 \x01(\x0b\x32\x11.realce.v1.Tensor\x12%\n\nattentions\x18\t \x01(\x0b\x32\x11.realce.v1.Tensor\x12\x11\n\tabstained\x18\n \x01(\x08\"?\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05logit\x18\x03 \x01(\x02\"1\n\x05Token\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"M\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12&\n\tdata_type\x18\x02 \x01(\x0e\x32\x13.realce.v1.DataType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"P\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.realce.v1.ClassifyRequest\"\x84\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.realce.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.realce.v1.Model\"\xb8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x11\n\tlanguages\x18\x04 \x03(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\r\n\x05heads\x18\x07 \x01(\r\x12\x0c\n\x04\x62ias\x18\x08 \x03(\x02\x12\x13\n\x0btemperature\x18\t \x01(\x02\x12\x1e\n\x05views\x18\n \x03(\x0e\x32\x0f.realce.v1.View\x12\x0f\n\x07license\x18\x0b \x01(\t\x12\x10\n\x08provider\x18\x0c \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\r \x01(\t\x12!\n\x06limits\x18\x0e \x01(\x0b\x32\x11.realce.v1.Limits\x12\x1c\n\x14\x61\x62stention_threshold\x18\x0f \x01(\x02\"O\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x1a\n\x12max_response_bytes\x18\x03 \x01(\x04*x\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x11\n\rVIEW_EVIDENCE\x10\x01\x12\x16\n\x12VIEW_CONTRIBUTIONS\x10\x02\x12\x1a\n\x16VIEW_POOLING_ATTENTION\x10\x03\x12\x13\n\x0fVIEW_ATTENTIONS\x10\x04*S\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x32\xf1\x01\n\nClassifier\x12\x43\n\x08\x43lassify\x12\x1a.realce.v1.ClassifyRequest\x1a\x1b.realce.v1.ClassifyResponse\x12Y\n\x0e\x43lassifyStream\x12 .realce.v1.ClassifyStreamRequest\x1a!.realce.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.realce.v1.GetModelRequest\x1a\x1b.realce.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.realce.v1.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VIEW']._serialized_start=1601
-  _globals['_VIEW']._serialized_end=1721
-  _globals['_DATATYPE']._serialized_start=1723
-  _globals['_DATATYPE']._serialized_end=1806
+  _globals['_VIEW']._serialized_start=1667
+  _globals['_VIEW']._serialized_end=1787
+  _globals['_DATATYPE']._serialized_start=1789
+  _globals['_DATATYPE']._serialized_end=1872
   _globals['_ATTENTIONSELECTION']._serialized_start=73
   _globals['_ATTENTIONSELECTION']._serialized_end=124
   _globals['_CLASSIFYREQUEST']._serialized_start=127
-  _globals['_CLASSIFYREQUEST']._serialized_end=306
-  _globals['_CLASSIFYRESPONSE']._serialized_start=308
-  _globals['_CLASSIFYRESPONSE']._serialized_end=427
-  _globals['_PREDICTION']._serialized_start=430
-  _globals['_PREDICTION']._serialized_end=734
-  _globals['_CLASSSCORE']._serialized_start=736
-  _globals['_CLASSSCORE']._serialized_end=799
-  _globals['_TOKEN']._serialized_start=801
-  _globals['_TOKEN']._serialized_end=850
-  _globals['_TENSOR']._serialized_start=852
-  _globals['_TENSOR']._serialized_end=929
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=931
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1011
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1014
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1146
-  _globals['_GETMODELREQUEST']._serialized_start=1148
-  _globals['_GETMODELREQUEST']._serialized_end=1180
-  _globals['_GETMODELRESPONSE']._serialized_start=1182
-  _globals['_GETMODELRESPONSE']._serialized_end=1233
-  _globals['_MODEL']._serialized_start=1236
-  _globals['_MODEL']._serialized_end=1518
-  _globals['_LIMITS']._serialized_start=1520
-  _globals['_LIMITS']._serialized_end=1599
-  _globals['_CLASSIFIER']._serialized_start=1809
-  _globals['_CLASSIFIER']._serialized_end=2050
+  _globals['_CLASSIFYREQUEST']._serialized_end=323
+  _globals['_CLASSIFYRESPONSE']._serialized_start=325
+  _globals['_CLASSIFYRESPONSE']._serialized_end=444
+  _globals['_PREDICTION']._serialized_start=447
+  _globals['_PREDICTION']._serialized_end=770
+  _globals['_CLASSSCORE']._serialized_start=772
+  _globals['_CLASSSCORE']._serialized_end=835
+  _globals['_TOKEN']._serialized_start=837
+  _globals['_TOKEN']._serialized_end=886
+  _globals['_TENSOR']._serialized_start=888
+  _globals['_TENSOR']._serialized_end=965
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=967
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1047
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1050
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1182
+  _globals['_GETMODELREQUEST']._serialized_start=1184
+  _globals['_GETMODELREQUEST']._serialized_end=1216
+  _globals['_GETMODELRESPONSE']._serialized_start=1218
+  _globals['_GETMODELRESPONSE']._serialized_end=1269
+  _globals['_MODEL']._serialized_start=1272
+  _globals['_MODEL']._serialized_end=1584
+  _globals['_LIMITS']._serialized_start=1586
+  _globals['_LIMITS']._serialized_end=1665
+  _globals['_CLASSIFIER']._serialized_start=1875
+  _globals['_CLASSIFIER']._serialized_end=2116
 # @@protoc_insertion_point(module_scope)

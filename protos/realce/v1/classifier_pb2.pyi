@@ -39,18 +39,20 @@ class AttentionSelection(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., heads: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("texts", "views", "attention_selection", "data_type", "model")
+    __slots__ = ("texts", "views", "attention_selection", "data_type", "model", "abstain")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     VIEWS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_SELECTION_FIELD_NUMBER: _ClassVar[int]
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    ABSTAIN_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     views: _containers.RepeatedScalarFieldContainer[View]
     attention_selection: AttentionSelection
     data_type: DataType
     model: str
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., views: _Optional[_Iterable[_Union[View, str]]] = ..., attention_selection: _Optional[_Union[AttentionSelection, _Mapping]] = ..., data_type: _Optional[_Union[DataType, str]] = ..., model: _Optional[str] = ...) -> None: ...
+    abstain: bool
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., views: _Optional[_Iterable[_Union[View, str]]] = ..., attention_selection: _Optional[_Union[AttentionSelection, _Mapping]] = ..., data_type: _Optional[_Union[DataType, str]] = ..., model: _Optional[str] = ..., abstain: _Optional[bool] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("predictions", "model_name", "model_version", "bias")
@@ -65,7 +67,7 @@ class ClassifyResponse(_message.Message):
     def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., bias: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("label", "probability", "scores", "truncated", "tokens", "evidence", "contributions", "pooling_attention", "attentions")
+    __slots__ = ("label", "probability", "scores", "truncated", "tokens", "evidence", "contributions", "pooling_attention", "attentions", "abstained")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +77,7 @@ class Prediction(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     POOLING_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     ATTENTIONS_FIELD_NUMBER: _ClassVar[int]
+    ABSTAINED_FIELD_NUMBER: _ClassVar[int]
     label: str
     probability: float
     scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
@@ -84,7 +87,8 @@ class Prediction(_message.Message):
     contributions: Tensor
     pooling_attention: Tensor
     attentions: Tensor
-    def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., truncated: _Optional[bool] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., contributions: _Optional[_Union[Tensor, _Mapping]] = ..., pooling_attention: _Optional[_Union[Tensor, _Mapping]] = ..., attentions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    abstained: bool
+    def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., truncated: _Optional[bool] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., contributions: _Optional[_Union[Tensor, _Mapping]] = ..., pooling_attention: _Optional[_Union[Tensor, _Mapping]] = ..., attentions: _Optional[_Union[Tensor, _Mapping]] = ..., abstained: _Optional[bool] = ...) -> None: ...
 
 class ClassScore(_message.Message):
     __slots__ = ("label", "probability", "logit")
@@ -147,7 +151,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "labels", "languages", "max_tokens", "layers", "heads", "bias", "temperature", "views", "license", "provider", "fingerprint", "limits")
+    __slots__ = ("name", "version", "labels", "languages", "max_tokens", "layers", "heads", "bias", "temperature", "views", "license", "provider", "fingerprint", "limits", "abstention_threshold")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +166,7 @@ class Model(_message.Message):
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    ABSTENTION_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -176,7 +181,8 @@ class Model(_message.Message):
     provider: str
     fingerprint: str
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., bias: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., views: _Optional[_Iterable[_Union[View, str]]] = ..., license: _Optional[str] = ..., provider: _Optional[str] = ..., fingerprint: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    abstention_threshold: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., bias: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., views: _Optional[_Iterable[_Union[View, str]]] = ..., license: _Optional[str] = ..., provider: _Optional[str] = ..., fingerprint: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., abstention_threshold: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_texts", "max_text_bytes", "max_response_bytes")

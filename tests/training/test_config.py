@@ -1,0 +1,73 @@
+"""A run as a file: what is read, laid over, refused."""
+
+from pathlib import Path
+
+import pytest
+
+from training.config import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "sources: Field required"),
+        ("sources = []", "sources=[]: Tuple should have at least 1 item"),
+        (f"colour = 'red'\n{SOURCE}", "colour='red': Extra inputs are not permitted"),
+        (f"[train]\nlearning_rate = -1\n{SOURCE}", "train.learning_rate=-1: Input should be grea"),
+        (f"[train]\nlr = 0.1\n{SOURCE}", "train.lr=0.1: Extra inputs are not permitted"),
+        (f"[network]\nd_model = 10\nheads = 3\n{SOURCE}", "network: "),
+        (
+            f"[network]\nmax_tokens = 64\n{SOURCE}",
+            "train.crop_tokens=256 exceeds network.max_tokens=64",
+        ),
+        (
+            f"[train]\nmax_batch_tokens = 128\n{SOURCE}",
+            "train.max_batch_tokens=128 cannot hold one text of train.crop_tokens=256",
+        ),
+        (
+            f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\nteacher = ["yours"]\n',
+            "unlabelled more: teacher=['yours'] is no source; there are ['mine']",
+        ),
+        ("name = ", "not TOML: "),
+        (b"name = '\xff'", "not TOML: "),
+    ],
+)
+def test_refuses_and_names_key_and_value(tmp_path: Path, content: str | bytes, said: str):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert str(caught.value).startswith(f"{path}: {said}")
+
+
+def test_refuses_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"run.toml: cannot be read: No such file"):
+        load_config(tmp_path / "run.toml", {})
+
+
+def test_lays_overrides_over_the_file(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text(f"[train]\nseed = 1\nepochs = 2\n{SOURCE}")
+    config = load_config(path, {"train.seed": 7, "name": "other"})
+    assert (config.train.seed, config.train.epochs, config.name) == (7, 2, "other")
+
+
+def test_every_setting_is_part_of_what_identifies_a_run(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text(SOURCE)
+    plain = load_config(path, {}).fingerprint
+    assert plain == load_config(path, {}).fingerprint
+    assert plain != load_config(path, {"train.seed": 1}).fingerprint
+    assert plain != load_config(path, {"network.layers": 3}).fingerprint
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("embedded*.toml")), ids=lambda path: path.name)
+def test_committed_runs_are_read(path: Path):
+    config = load_config(path, {})
+    assert config.name.startswith("realce-")
+    for source in (*config.sources, *config.unlabelled):
+        assert source.license
+        assert source.origin
