@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from model.bundle import BundleError, read_bundle
+from training.behaviour import check
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, load_config
 from training.data import SourceConfig, read_rows
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_evaluate(commands)
+    _add_check(commands)
     return top
 
 
@@ -116,6 +119,32 @@ def _add_evaluate(commands: Any) -> None:
     command.set_defaults(run=_evaluate)
 
 
+def _add_check(commands: Any) -> None:
+    command = commands.add_parser(
+        "check",
+        help="test what a bundle is able to do",
+        description="Test how a bundle behaves on sentences that leave no doubt: negation, "
+        "contrast, typos, names and more. training/behaviour.py says the form of a suite.",
+    )
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument(
+        "--suite",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="TOML file of tests (default: ours in the bundle's languages)",
+    )
+    command.add_argument(
+        "--examples", type=int, default=1, metavar="N", help="failures shown a test (default: 1)"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures and all failures as JSON"
+    )
+    command.set_defaults(run=_check)
+
+
 def _fit(options: argparse.Namespace) -> int:
     overrides: dict[str, Any] = {}
     for assignment in options.set:
@@ -158,6 +187,25 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         for name, value in metrics.items():
             print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    reports = check(read_bundle(options.bundle), options.suite)
+    if options.json is not None:
+        content = [{"suite": path.name} | report.to_json() for path, report in reports.items()]
+        try:
+            options.json.write_text(
+                json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            message = f"--json {options.json}: cannot be written: {error.strerror}"
+            raise ConfigError(message) from error
+    console = Console()
+    for path, report in reports.items():
+        console.print(report.table(path.stem))
+        if options.examples > 0 and any(outcome.failures for outcome in report.outcomes):
+            console.print(report.examples(options.examples))
     return 0
 
 
