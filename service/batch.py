@@ -16,7 +16,8 @@ class Entry:
 
     `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `logits` and
     `probabilities` [n, C] and `views` (one dict a row) fill as batches return. Its future belongs
-    to the batcher alone, which sets it when `missing` is 0.
+    to the batcher alone, which sets it when `missing` is 0. What still waits of it belongs to the
+    scheduler: `waiting` holds rows by their length.
     """
 
     input_ids: list[IntArray]
@@ -27,14 +28,14 @@ class Entry:
     probabilities: FloatArray | None = None
     views: list[dict[View, FloatArray]] = field(default_factory=list)
     missing: int = 0
+    waiting: dict[int, list[int]] = field(default_factory=dict)
     waiting_tokens: int = 0
     waiting_s: float = 0.0
-    ended: bool = False
 
     @property
     def abandoned(self) -> bool:
         """True when nobody waits for it any more: answered, failed or cancelled."""
-        return self.ended or (self.future is not None and self.future.cancelled())
+        return self.future is not None and self.future.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +50,19 @@ class Batch:
         """B."""
         return sum(len(rows) for _, rows in self.parts)
 
-    @property
-    def width(self) -> int:
-        """S, the longest row."""
-        return max(self.lengths())
-
     def lengths(self) -> Iterator[int]:
         """Tokens of each row, without padding."""
         return (len(entry.input_ids[row]) for entry, rows in self.parts for row in rows)
 
     def arrays(self) -> tuple[IntArray, IntArray]:
         """input_ids and attention_mask [B, S], S being the longest row."""
-        lengths = list(self.lengths())
-        input_ids = np.full((len(lengths), max(lengths)), PAD_ID, dtype=np.int64)
-        mask = np.zeros_like(input_ids)
-        at = 0
-        for entry, rows in self.parts:
-            for row in rows:
-                input_ids[at, : lengths[at]] = entry.input_ids[row]
-                mask[at, : lengths[at]] = 1
-                at += 1
-        return input_ids, mask
-
-    def waited_for(self) -> "Batch":
-        """The same without the rows of calls that have ended since."""
-        return Batch(self.variant, [part for part in self.parts if not part[0].abandoned])
+        lengths = np.fromiter(self.lengths(), dtype=np.int64)
+        real = np.arange(lengths.max()) < lengths[:, None]  # [B, S]
+        input_ids = np.full(real.shape, PAD_ID, dtype=np.int64)
+        input_ids[real] = np.concatenate(
+            [entry.input_ids[row] for entry, rows in self.parts for row in rows]
+        )
+        return input_ids, real.astype(np.int64)
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """The same rows in two batches, for finding the one that fails."""

@@ -1,14 +1,14 @@
 """Keeps the device busy, and is the one owner of every future.
 
-There is no timer: with a free slot a batch leaves at once, and batches grow only while the device
-is busy. One batch beyond those running stands ready, so that the device never waits for the loop.
+There is no timer: a device thread that is free takes the best batch there is at that moment, so
+batches grow exactly while all threads are busy. The loop queues and answers; the threads choose,
+compute and fill.
 """
 
 import asyncio
-import functools
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,68 +38,123 @@ class Batcher:
     """Runs what the scheduler chooses on a backend's threads.
 
     `computed_rows` counts rows that reached the backend, `answered_rows` those whose caller was
-    still there. `on_failure` is called once, on the loop, when the backend is gone for good.
+    still there. `on_failure` is called once, on the loop, when the backend is gone for good: lost,
+    or busy with one batch for more than `hang_s` seconds of `clock`.
     """
 
     def __init__(
-        self, backend: Backend, scheduler: Scheduler, on_failure: Callable[[], None]
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        on_failure: Callable[[], None],
+        *,
+        hang_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.computed_rows = 0
         self.answered_rows = 0
         self._backend, self._scheduler, self._on_failure = backend, scheduler, on_failure
-        self._threads = ThreadPoolExecutor(backend.parallel, thread_name_prefix="realce-device")
-        self._running = 0
+        self._hang_s, self._clock = hang_s, clock
+        self._loop = asyncio.get_running_loop()
         self._refusal: Unavailable | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Guards the scheduler and what is running; held for microseconds.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._running: dict[int, tuple[Batch, float]] = {}  # by thread, with when it began
+        for number in range(backend.parallel):
+            # A hung device must not keep the process from ending.
+            threading.Thread(
+                target=self._device, args=(number,), name=f"realce-device-{number}", daemon=True
+            ).start()
+        self._heartbeat = self._loop.call_later(hang_s / 4, self._beat)
+
+    def check(self, tokens: int, deadline: float | None) -> None:
+        """See `Scheduler.check`."""
+        with self._lock:
+            self._scheduler.check(tokens, deadline)
 
     def submit(self, entry: Entry) -> "asyncio.Future[Entry]":
         """Queue an entry; the future gives it back filled. Raises as `Scheduler.add` does."""
         if self._refusal:
             raise Unavailable(str(self._refusal))
-        entry.future = asyncio.get_running_loop().create_future()
-        self._scheduler.add(entry)
-        self._idle.clear()
-        self._dispatch()
+        entry.future = self._loop.create_future()
+        with self._lock:
+            self._scheduler.add(entry)
+            self._work.notify()
         return entry.future
 
-    async def idle(self) -> None:
-        """Wait until nothing is queued or running."""
-        await self._idle.wait()
+    def forget(self, entry: Entry) -> None:
+        """Nobody waits for an entry any more: what has not begun of it is not computed."""
+        with self._lock:
+            self._scheduler.forget(entry)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._scheduler.queued_tokens
+
+    @property
+    def idle(self) -> bool:
+        """Is nothing queued and nothing running?"""
+        with self._lock:
+            return not self._running and not self._scheduler.queued_tokens
+
+    def beat(self) -> None:
+        """Give up on a backend that has been busy with one batch for too long."""
+        now = self._clock()
+        with self._lock:
+            began = [since for _, since in self._running.values()]
+        if began and now - min(began) > self._hang_s:
+            self._give_up(BackendGone(f"a batch has been running for {now - min(began):.1f} s"))
 
     def close(self) -> None:
         """Fail what still waits and let go of the threads."""
         self._refuse_all("the server has stopped")
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _dispatch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._running <= self._backend.parallel and not self._refusal:
-            batch, expired = self._scheduler.next_batch()
-            for entry in expired:
-                self._end(entry, DeadlineExceeded("the deadline passed in the queue"))
-            if batch is None:
-                break
-            self._running += 1
-            run = loop.run_in_executor(self._threads, self._work, batch)
-            run.add_done_callback(functools.partial(self._settle, batch))
-        if self._running == 0:
-            self._idle.set()
+    def _beat(self) -> None:
+        self.beat()
+        if not self._refusal:
+            self._heartbeat = self._loop.call_later(self._hang_s / 4, self._beat)
 
-    def _work(self, batch: Batch) -> list[Outcome]:
-        """In a worker thread: run a batch; if all of it fails, see whether anything would run."""
-        batch = batch.waited_for()
-        outcomes = self._run(batch) if batch.parts else []
-        if outcomes and all(outcome.error is not None for outcome in outcomes):
-            ids = np.full((1, 1), UNK_ID, dtype=np.int64)
-            try:
-                self._backend.run(ids, np.ones_like(ids), Variant.PLAIN)
-            except Exception as error:
-                gone = BackendGone(f"{type(error).__name__}: {error}")
-                return [Outcome(batch, error=gone)]
-        return outcomes
+    def _device(self, number: int) -> None:
+        """A device thread: take a batch, run it, hand what came of it to the loop."""
+        while not self._refusal:
+            with self._lock:
+                batch, expired = self._scheduler.next_batch()
+                if batch is not None:
+                    self._running[number] = (batch, self._clock())
+                    if self._scheduler.queued_tokens:
+                        self._work.notify()  # a call of many rows wakes one thread after another
+                elif not expired and not self._refusal:
+                    self._work.wait()
+            outcomes = self._compute(batch, number) if batch else []
+            if outcomes or expired:
+                try:
+                    self._loop.call_soon_threadsafe(self._settle, outcomes, expired)
+                except RuntimeError:  # the loop is gone, and with it everybody who waited
+                    return
 
-    def _run(self, batch: Batch) -> list[Outcome]:
+    def _compute(self, batch: Batch, number: int) -> list[Outcome]:
+        """Run a batch; if all of it fails, see whether anything would run."""
+        try:
+            outcomes = self._run(batch, number)
+            if all(outcome.error is not None for outcome in outcomes):
+                ids = np.full((1, 1), UNK_ID, dtype=np.int64)
+                try:
+                    self._backend.run(ids, np.ones_like(ids), Variant.PLAIN)
+                except Exception as error:
+                    gone = BackendGone(f"{type(error).__name__}: {error}")
+                    return [Outcome(batch, error=gone)]
+            for outcome in outcomes:
+                if outcome.error is not None:  # the loop may hear of it too late for the next batch
+                    for entry, _ in outcome.batch.parts:
+                        self.forget(entry)
+            return outcomes
+        finally:
+            with self._lock:
+                del self._running[number]
+
+    def _run(self, batch: Batch, number: int) -> list[Outcome]:
         """Run a batch; halve one that fails until the bad row is alone."""
         started = time.perf_counter()
         try:
@@ -108,52 +163,41 @@ class Batcher:
             for name in ("logits", "evidence", "contributions"):
                 if name in outputs and not np.isfinite(outputs[name]).all():
                     raise FloatingPointError(f"{name} are not finite")
-            self._fill(batch, outputs)
+            _fill(batch, outputs)
         except Exception as error:
             if isinstance(error, BackendGone) or batch.rows == 1:
                 return [Outcome(batch, error=error)]
-            return [outcome for half in batch.halves() for outcome in self._run(half)]
+            with self._lock:  # halves are batches of their own to the heartbeat
+                self._running[number] = (batch, self._clock())
+            return [outcome for half in batch.halves() for outcome in self._run(half, number)]
         return [Outcome(batch, time.perf_counter() - started)]
 
-    def _fill(self, batch: Batch, outputs: Outputs) -> None:
-        """Hand each row's outputs to its entry; rows are disjoint, so threads do not meet."""
-        at = 0
-        for entry, rows in batch.parts:
-            assert entry.logits is not None
-            assert entry.probabilities is not None
-            end = at + len(rows)
-            entry.logits[rows] = outputs["logits"][at:end]
-            entry.probabilities[rows] = outputs["probabilities"][at:end]
-            if entry.request.views:
-                for position, row in enumerate(rows, start=at):
-                    length = len(entry.input_ids[row])
-                    entry.views[row] = cut(outputs, position, length, entry.request)
-            at = end
+    def _settle(self, outcomes: Iterable[Outcome], expired: Iterable[Entry]) -> None:
+        """On the loop: answer those who are complete, fail those who failed or came too late."""
+        for entry in expired:
+            self._end(entry, DeadlineExceeded("the deadline passed in the queue"))
+        for outcome in outcomes:
+            batch = outcome.batch
+            self.computed_rows += batch.rows
+            if outcome.error is None:
+                self._learn(outcome)
+                self._answer(batch)
+            elif isinstance(outcome.error, BackendGone):
+                self._end_all(batch, Unavailable("the backend is gone"))
+                self._give_up(outcome.error)
+            else:
+                log.error(
+                    "row_failed",
+                    error=type(outcome.error).__name__,
+                    detail=str(outcome.error)[:200],
+                )
+                self._end_all(batch, BackendFailed("the model failed on a text of this call"))
 
-    def _settle(self, batch: Batch, run: "asyncio.Future[list[Outcome]]") -> None:
-        """On the loop: answer those who are complete, fail those who failed, go on."""
-        self._running -= 1
-        if run.cancelled():  # it stood ready when the batcher closed
-            for entry, _ in batch.parts:
-                self._end(entry, Unavailable("the server has stopped"))
-        else:
-            for outcome in run.result():
-                self._take(outcome)
-        self._dispatch()
-
-    def _take(self, outcome: Outcome) -> None:
-        batch = outcome.batch
-        self.computed_rows += batch.rows
-        if outcome.error is None:
-            costs = self._scheduler.costs
-            costs.observe(batch.variant, batch.rows, batch.width, outcome.seconds)
-            self._answer(batch)
-        elif isinstance(outcome.error, BackendGone):
-            for entry, _ in batch.parts:
-                self._end(entry, Unavailable("the backend is gone"))
-            self._give_up(outcome.error)
-        else:
-            self._fail(batch, outcome.error)
+    def _learn(self, outcome: Outcome) -> None:
+        costs, variant = self._scheduler.costs, outcome.batch.variant
+        cost = costs.of(variant)
+        rows_s = sum(map(cost.row_s, outcome.batch.lengths()))
+        costs.observe(variant, rows_s, outcome.seconds)
 
     def _answer(self, batch: Batch) -> None:
         for entry, rows in batch.parts:
@@ -162,30 +206,50 @@ class Batcher:
                 continue
             self.answered_rows += len(rows)
             if entry.missing == 0:
-                entry.ended = True
                 entry.future.set_result(entry)
-
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        log.error("row_failed", error=type(error).__name__, detail=str(error)[:200])
-        for entry, _ in batch.parts:
-            self._end(entry, BackendFailed("the model failed on a text of this call"))
 
     def _give_up(self, error: BackendGone) -> None:
         if self._refusal:
             return
         log.critical("backend_gone", detail=str(error)[:200])
         self._refuse_all("the backend is gone")
+        with self._lock:
+            running = [batch for batch, _ in self._running.values()]
+        for batch in running:
+            self._end_all(batch, Unavailable("the backend is gone"))
         self._on_failure()
 
     def _refuse_all(self, reason: str) -> None:
-        """Refuse from now on, and fail what waits."""
+        """Refuse from now on, and fail what waits; the threads end."""
         self._refusal = Unavailable(reason)
-        for entry in self._scheduler.drain():
+        self._heartbeat.cancel()
+        with self._lock:
+            waiting = self._scheduler.drain()
+            self._work.notify_all()
+        for entry in waiting:
             self._end(entry, Unavailable(reason))
-        if self._running == 0:
-            self._idle.set()
+
+    def _end_all(self, batch: Batch, error: RealceError) -> None:
+        for entry, _ in batch.parts:
+            self._end(entry, error)
 
     def _end(self, entry: Entry, error: RealceError) -> None:
-        self._scheduler.forget(entry)
+        self.forget(entry)
         if entry.future is not None and not entry.future.done():
             entry.future.set_exception(error)
+
+
+def _fill(batch: Batch, outputs: Outputs) -> None:
+    """Hand each row's outputs to its entry; rows are disjoint, so threads do not meet."""
+    at = 0
+    for entry, rows in batch.parts:
+        assert entry.logits is not None
+        assert entry.probabilities is not None
+        end = at + len(rows)
+        entry.logits[rows] = outputs["logits"][at:end]
+        entry.probabilities[rows] = outputs["probabilities"][at:end]
+        if entry.request.views:
+            for position, row in enumerate(rows, start=at):
+                length = len(entry.input_ids[row])
+                entry.views[row] = cut(outputs, position, length, entry.request)
+        at = end

@@ -1,7 +1,12 @@
-"""What a batch costs: seconds for each padded token, by variant and width, as measured."""
+"""What a batch costs: seconds by variant, rows and width, as measured on this very machine.
 
-import math
+A batch [B, S] takes a + B (b S + c S²): a for every run whatever is in it, b for what is done token
+by token, c for attention. The three are measured for each variant once the backend is warm.
+"""
+
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,48 +14,66 @@ from model.tokenizer import UNK_ID
 from service.backend import Backend
 from service.types import Variant
 
-# A run costs about as much as 8 to 16 short tokens before it computes anything, so short rows may
-# be padded by up to 8; from 32 tokens on each bucket's longest is a quarter above its shortest.
-BUCKET_TOKENS, BUCKET_RATIO, EVEN_UP_TO = 8, 1.25, 32
-MEASURED_SHAPES = ((1, 16), (4, 64))
+NARROW, WIDE = 8, 256  # tokens; where every run costs alike, and where attention shows
 MEMORY = 0.9  # weight of what was known before, against one new measurement
 
 
-def bucket(length: int) -> int:
-    """Number of the bucket of like lengths that `length` tokens belong to."""
-    if length <= EVEN_UP_TO:
-        return math.ceil(length / BUCKET_TOKENS)
-    even = EVEN_UP_TO // BUCKET_TOKENS
-    return even + math.ceil(math.log(length / EVEN_UP_TO, BUCKET_RATIO))
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one variant, in seconds: of a run, of a token in it, and of a pair of tokens of a row."""
+
+    run_s: float = 0.0
+    token_s: float = 0.0
+    pair_s: float = 0.0
+
+    def row_s(self, width: int) -> float:
+        """A row padded to `width` tokens, beside the run's own cost."""
+        return width * (self.token_s + width * self.pair_s)
+
+
+FREE = Cost()
 
 
 class CostTable:
-    """Learns from every batch. Views cost several times a plain answer, and more by the length."""
+    """Costs as measured at start, and how much longer it takes under the load of the moment."""
 
-    def __init__(self) -> None:
-        self._known: dict[Variant, dict[int, float]] = {variant: {} for variant in Variant}
+    def __init__(self, costs: Mapping[Variant, Cost] | None = None) -> None:
+        self._costs = dict(costs or {})
+        self._pace = dict.fromkeys(Variant, 1.0)
 
-    def measure(self, backend: Backend) -> None:
-        """Time a backend that is warm, each variant at a few shapes, the faster of two runs."""
+    def measure(self, backend: Backend, max_tokens: int) -> None:
+        """Time a backend that is warm and reads `max_tokens`: each variant at three shapes."""
+        wide = min(WIDE, max_tokens)
+        shapes = ((1, min(NARROW, wide)), (4, wide // 4), (1, wide))
+        shares = [[1, rows * width, rows * width**2] for rows, width in shapes]
         for variant in Variant:
-            for rows, width in MEASURED_SHAPES:
-                input_ids = np.full((rows, width), UNK_ID, dtype=np.int64)
-                taken_s = []
-                for _ in range(2):
-                    started = time.perf_counter()
-                    backend.run(input_ids, np.ones_like(input_ids), variant)
-                    taken_s.append(time.perf_counter() - started)
-                self.observe(variant, rows, width, min(taken_s))
+            taken_s = [_time(backend, variant, *shape) for shape in shapes]
+            # Noise can push a small share below nothing; it is nothing then.
+            run_s, token_s, pair_s = np.linalg.solve(shares, taken_s).clip(min=0.0).tolist()
+            self._costs[variant] = Cost(run_s, token_s, pair_s)
 
-    def observe(self, variant: Variant, rows: int, width: int, seconds: float) -> None:
-        """Learn that a batch [rows, width] took `seconds`."""
-        measured, number = seconds / (rows * width), bucket(width)
-        known = self._known[variant].get(number, measured)
-        self._known[variant][number] = MEMORY * known + (1 - MEMORY) * measured
+    def of(self, variant: Variant) -> Cost:
+        """As measured; free of cost while it has not been."""
+        return self._costs.get(variant, FREE)
 
-    def seconds_per_token(self, variant: Variant, number: int) -> float:
-        """In bucket `number`, or in the nearest that has been measured; 0 while none has been."""
-        known = self._known[variant]
-        if number in known:
-            return known[number]
-        return known[min(known, key=lambda other: abs(other - number))] if known else 0.0
+    def pace(self, variant: Variant) -> float:
+        """What is taken lately for each second that rows alone, without padding, would cost."""
+        return self._pace[variant]
+
+    def observe(self, variant: Variant, rows_s: float, taken_s: float) -> None:
+        """Learn that a batch whose rows alone would cost `rows_s` took `taken_s`."""
+        if rows_s > 0:
+            pace = MEMORY * self._pace[variant] + (1 - MEMORY) * taken_s / rows_s
+            self._pace[variant] = pace
+
+
+def _time(backend: Backend, variant: Variant, rows: int, width: int) -> float:
+    """Seconds of a batch, the faster of two: other work on the machine only ever adds."""
+    input_ids = np.full((rows, width), UNK_ID, dtype=np.int64)
+    mask = np.ones_like(input_ids)
+    taken_s = []
+    for _ in range(2):
+        started = time.perf_counter()
+        backend.run(input_ids, mask, variant)
+        taken_s.append(time.perf_counter() - started)
+    return min(taken_s)

@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is t
 
 
 class Engine:
-    """One bundle in service.
+    """One bundle in service; made on the loop that will call it.
 
     `on_failure` is called on the loop when the backend is gone for good; from then on every call
     fails with `Unavailable`.
@@ -36,6 +36,7 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_queue_tokens: int = 131_072,
         max_answer_bytes: int = 64 << 20,
+        hang_s: float = 30.0,
         on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,12 +72,13 @@ class Engine:
             clock=clock,
             parallel=backend.parallel,
         )
-        self._batcher = Batcher(backend, self._scheduler, self._fail)
+        self._batcher = Batcher(backend, self._scheduler, self._fail, hang_s=hang_s, clock=clock)
 
     async def start(self) -> None:
         """Warm the backend up, off the loop; then calls are answered."""
         await asyncio.to_thread(self._backend.warm_up)
-        await asyncio.to_thread(self._scheduler.costs.measure, self._backend)
+        costs, max_tokens = self._scheduler.costs, self.description.max_tokens
+        await asyncio.to_thread(costs.measure, self._backend, max_tokens)
         self.ready = True
 
     async def classify(
@@ -115,7 +117,7 @@ class Engine:
         try:
             await self._batcher.submit(entry)
         except asyncio.CancelledError:
-            self._scheduler.forget(entry)
+            self._batcher.forget(entry)
             raise
         return _predictions(texts, encodings, entry)
 
@@ -125,7 +127,7 @@ class Engine:
         """Tokenize, unless what already waits leaves no room or time for it."""
         characters = sum(map(len, texts))
         waiting = self._tokenizing_characters // CHARACTERS_PER_TOKEN
-        self._scheduler.check(min(waiting, self._scheduler.max_queue_tokens), deadline)
+        self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline)
         self._tokenizing_characters += characters
         try:
             return await self._tokenization.encode(texts, offsets=bool(request.views))
@@ -136,7 +138,7 @@ class Engine:
     def load(self) -> tuple[int, int, int]:
         """Tokens queued, rows computed and rows answered so far."""
         return (
-            self._scheduler.queued_tokens,
+            self._batcher.queued_tokens,
             self._batcher.computed_rows,
             self._batcher.answered_rows,
         )

@@ -1,38 +1,38 @@
 """What is computed next: a pure policy over a queue, with an injected clock.
 
-Rows wait in buckets of like length and equal variant, since on a CPU a batch padded to its longest
-row costs more than no batch at all. The bucket whose first call has waited longest goes next, so
-long texts do not starve; it is filled from that bucket alone, up to a budget of padded tokens. A
-call with rows left over goes to the back, so that a call of a thousand texts holds up none of one.
+On a CPU a batch padded to its longest row costs more than no batch at all. So rows wait by their
+length, and a batch begins with the length of the call that has waited longest and takes in the
+lengths beside it only as long as padding them costs less than a run of their own, by the costs
+measured on this machine. A call with rows left over goes to the back: one of a thousand texts holds
+up none of one.
 """
 
+import bisect
+import heapq
 import itertools
 import math
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from service.batch import Batch, Entry
-from service.costs import CostTable, bucket
+from service.costs import CostTable
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Violation
 from service.types import Variant
 
 MAX_ATTENTION_ELEMENTS = 1 << 25  # B·L·H·S·S of one batch: 128 MiB in float32
 
 
-@dataclass(slots=True)
-class Chunk:
-    """Rows of one entry that wait in one bucket, `tokens` in all; the lowest `turn` goes first."""
+class Lane:
+    """The rows of one length that wait: those of each call, `rows` in all."""
 
-    turn: int
-    entry: Entry
-    rows: list[int]
-    seconds_per_token: float
-    tokens: int = 0
+    __slots__ = ("calls", "rows")
+
+    def __init__(self) -> None:
+        self.calls: dict[Entry, list[int]] = {}
+        self.rows = 0
 
 
 class Scheduler:
-    """The queue: bounded in tokens, grouped by length, aware of deadlines.
+    """The queue: bounded in tokens, ordered by length, aware of deadlines.
 
     Not thread-safe and never sleeps; `clock` gives seconds, as `time.monotonic` does.
     """
@@ -59,8 +59,10 @@ class Scheduler:
         self.costs = costs or CostTable()
         self.queued_tokens = 0
         self._queued_s = 0.0
-        self._buckets: dict[tuple[Variant, int], deque[Chunk]] = {}
-        self._turns = itertools.count()
+        self._calls: dict[Entry, None] = {}  # those that wait, by turn
+        self._lanes: dict[Variant, dict[int, Lane]] = {variant: {} for variant in Variant}
+        self._deadlines: list[tuple[float, int, Entry]] = []
+        self._numbers = itertools.count()
 
     def wait_s(self) -> float:
         """Seconds until all that is queued is computed, by the speed seen lately."""
@@ -94,21 +96,30 @@ class Scheduler:
 
     def add(self, entry: Entry) -> None:
         """Queue an entry, all its rows or none. Raises as `check` does."""
-        variant, turn = entry.request.variant, next(self._turns)
-        chunks: dict[int, Chunk] = {}
+        variant = entry.request.variant
+        cost, pace = self.costs.of(variant), self.costs.pace(variant)
+        waiting: dict[int, list[int]] = {}
+        tokens, compute_s = 0, 0.0
         for row, ids in enumerate(entry.input_ids):
-            number = bucket(len(ids))
-            if number not in chunks:
-                speed = self.costs.seconds_per_token(variant, number)
-                chunks[number] = Chunk(turn, entry, [], speed)
-            chunks[number].rows.append(row)
-            chunks[number].tokens += len(ids)
-        tokens = sum(chunk.tokens for chunk in chunks.values())
-        compute_s = sum(chunk.tokens * chunk.seconds_per_token for chunk in chunks.values())
+            length = len(ids)
+            waiting.setdefault(length, []).append(row)
+            tokens += length
+            compute_s += cost.row_s(length) * pace
         self.check(tokens, entry.deadline, compute_s)
-        for number, chunk in chunks.items():
-            self._buckets.setdefault((variant, number), deque()).append(chunk)
-        entry.missing = len(entry.input_ids)
+        lanes = self._lanes[variant]
+        for length, rows in waiting.items():
+            lane = lanes.get(length)
+            if lane is None:
+                lane = lanes[length] = Lane()
+            lane.calls[entry] = rows
+            lane.rows += len(rows)
+        entry.waiting, entry.missing = waiting, len(entry.input_ids)
+        self._calls[entry] = None
+        if entry.deadline is not None:
+            if len(self._deadlines) > 2 * len(self._calls):  # answered long before they expire
+                self._deadlines = [one for one in self._deadlines if one[2] in self._calls]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (entry.deadline, next(self._numbers), entry))
         self._wait(entry, tokens, compute_s)
 
     def next_batch(self) -> tuple[Batch | None, list[Entry]]:
@@ -116,55 +127,124 @@ class Scheduler:
 
         What is cancelled, ended or expired leaves the queue without being computed.
         """
-        now = self.clock()
-        expired: list[Entry] = []
-        self._drop_dead_heads(now, expired)
-        oldest = min(self._buckets.items(), key=lambda b: b[1][0].turn, default=None)
-        if oldest is None:
-            return None, expired
-        (variant, _), chunks = oldest
-        parts: list[tuple[Entry, list[int]]] = []
-        rows = width = 0
-        while chunks:
-            chunk = chunks[0]
-            if self._dead(chunk.entry, now, expired):
-                chunks.popleft()
-                continue
-            taken: list[int] = []
-            tokens = 0
-            for row in chunk.rows:
-                length = len(chunk.entry.input_ids[row])
-                if rows and not self._fits(rows + 1, max(width, length), variant):
-                    break
-                taken.append(row)
-                rows, width, tokens = rows + 1, max(width, length), tokens + length
-            if not taken:
-                break
-            parts.append((chunk.entry, taken))
-            self._wait(chunk.entry, -tokens, -tokens * chunk.seconds_per_token)
-            chunks.popleft()
-            if len(taken) < len(chunk.rows):
-                chunk.rows = chunk.rows[len(taken) :]
-                chunk.tokens -= tokens
-                chunk.turn = next(self._turns)
-                chunks.append(chunk)
-                break
-        if not chunks:
-            del self._buckets[oldest[0]]
-        return (Batch(variant, parts) if parts else None), expired
+        expired = self._expire()
+        batch = None
+        while batch is None and self._calls:
+            batch = self._gather(next(iter(self._calls)))
+        return batch, expired
 
     def forget(self, entry: Entry) -> None:
-        """Free the room of an entry that has ended; its rows leave when their turn comes."""
+        """Take an entry that has ended out of the queue."""
+        lanes = self._lanes[entry.request.variant]
+        for length, rows in entry.waiting.items():
+            del lanes[length].calls[entry]
+            self._thin(lanes, length, len(rows))
+        entry.waiting = {}
+        self._calls.pop(entry, None)
         self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
-        entry.ended = True
 
     def drain(self) -> list[Entry]:
         """Empty the queue; returns the entries still waited for."""
-        waiting = {id(c.entry): c.entry for chunks in self._buckets.values() for c in chunks}
-        self._buckets.clear()
-        for entry in waiting.values():
-            self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
-        return [entry for entry in waiting.values() if not entry.abandoned]
+        waiting = list(self._calls)
+        for entry in waiting:
+            self.forget(entry)
+        return [entry for entry in waiting if not entry.abandoned]
+
+    def _expire(self) -> list[Entry]:
+        """Take out all whose deadline has passed; returns them."""
+        expired, now = [], self.clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            entry = heapq.heappop(self._deadlines)[2]
+            if entry in self._calls:
+                if not entry.abandoned:
+                    expired.append(entry)
+                self.forget(entry)
+        return expired
+
+    def _gather(self, oldest: Entry) -> Batch | None:
+        """A batch with rows of the oldest call; None where that has been abandoned."""
+        variant, length = oldest.request.variant, next(iter(oldest.waiting))
+        lengths = self._widen(variant, length)
+        room = self._most_rows(lengths[-1], variant)
+        parts: dict[Entry, list[int]] = {}
+        lengths.sort(key=lambda other: other != length)  # the oldest call's own length first
+        for entry, at in self._waiting(variant, lengths):
+            if not room:
+                break
+            if entry.abandoned:
+                self.forget(entry)
+            elif at in entry.waiting:
+                taken = self._take(entry, at, room)
+                parts.setdefault(entry, []).extend(taken)
+                room -= len(taken)
+        for entry in parts:
+            self._to_the_back(entry)
+        return Batch(variant, list(parts.items())) if parts else None
+
+    def _widen(self, variant: Variant, length: int) -> list[int]:
+        """The lengths to run with rows of `length`: of those beside it always the one that padding
+        costs least for, while that is less than a run of its own."""
+        lanes, cost = self._lanes[variant], self.costs.of(variant)
+        known = sorted(lanes)
+        low = bisect.bisect_left(known, length)
+        high = low + 1
+        rows, width = lanes[length].rows, length
+        while rows < self._most_rows(width, variant):
+            down_s = up_s = math.inf
+            if low > 0:
+                shorter = known[low - 1]
+                down_s = lanes[shorter].rows * (cost.row_s(width) - cost.row_s(shorter))
+            if high < len(known):
+                up_s = rows * (cost.row_s(known[high]) - cost.row_s(width))
+                if rows >= self._most_rows(known[high], variant):
+                    up_s = math.inf
+            if min(down_s, up_s) >= cost.run_s:
+                break
+            if down_s <= up_s:
+                low -= 1
+                rows += lanes[known[low]].rows
+            else:
+                width = known[high]
+                rows += lanes[width].rows
+                high += 1
+        return known[low:high]
+
+    def _waiting(self, variant: Variant, lengths: list[int]) -> Iterator[tuple[Entry, int]]:
+        lanes = self._lanes[variant]
+        for length in lengths:
+            # A copy: what is taken leaves the lane, and the last to leave takes the lane along.
+            for entry in list(lanes[length].calls) if length in lanes else ():
+                yield entry, length
+
+    def _take(self, entry: Entry, length: int, most: int) -> list[int]:
+        """Rows of an entry to compute now, out of those that wait at one length."""
+        variant = entry.request.variant
+        lanes, waiting = self._lanes[variant], entry.waiting[length]
+        taken, left = waiting[:most], waiting[most:]
+        if left:
+            entry.waiting[length] = lanes[length].calls[entry] = left
+        else:
+            del entry.waiting[length]
+            del lanes[length].calls[entry]
+        self._thin(lanes, length, len(taken))
+        tokens = len(taken) * length
+        self._wait(entry, -tokens, -entry.waiting_s * tokens / entry.waiting_tokens)
+        return taken
+
+    def _to_the_back(self, entry: Entry) -> None:
+        """Let an entry that was served wait for its next turn with what is left of it."""
+        del self._calls[entry]
+        if entry.waiting:
+            self._calls[entry] = None
+            lanes = self._lanes[entry.request.variant]
+            for length, rows in entry.waiting.items():
+                del lanes[length].calls[entry]
+                lanes[length].calls[entry] = rows
+
+    def _thin(self, lanes: dict[int, Lane], length: int, rows: int) -> None:
+        lanes[length].rows -= rows
+        if not lanes[length].rows:
+            del lanes[length]
 
     def _wait(self, entry: Entry, tokens: int, seconds: float) -> None:
         """Account for tokens that have begun to wait, or ceased to."""
@@ -177,33 +257,13 @@ class Scheduler:
     def _ahead_s(self, tokens: int) -> float:
         """Seconds of work ahead of a new call of so many tokens: a batch a turn, in turn."""
         share = max(1, math.ceil(tokens / self.max_batch_tokens)) * self.max_batch_tokens
-        chunks = itertools.chain.from_iterable(self._buckets.values())
         return sum(
-            min(chunk.tokens, share) * chunk.seconds_per_token
-            for chunk in chunks
-            if not chunk.entry.ended
+            entry.waiting_s * min(1.0, share / entry.waiting_tokens) for entry in self._calls
         )
 
-    def _fits(self, rows: int, width: int, variant: Variant) -> bool:
-        if rows * width > self.max_batch_tokens:
-            return False
-        elements = rows * self.attention_maps * width * width
-        return variant is not Variant.FULL or elements <= MAX_ATTENTION_ELEMENTS
-
-    def _drop_dead_heads(self, now: float, expired: list[Entry]) -> None:
-        for key in list(self._buckets):
-            chunks = self._buckets[key]
-            while chunks and self._dead(chunks[0].entry, now, expired):
-                chunks.popleft()
-            if not chunks:
-                del self._buckets[key]
-
-    def _dead(self, entry: Entry, now: float, expired: list[Entry]) -> bool:
-        if entry.abandoned:
-            self.forget(entry)
-            return True
-        if entry.deadline is not None and entry.deadline <= now:
-            self.forget(entry)
-            expired.append(entry)
-            return True
-        return False
+    def _most_rows(self, width: int, variant: Variant) -> int:
+        """Rows of so many padded tokens that a batch may hold; one always."""
+        most = self.max_batch_tokens // width
+        if variant is Variant.FULL:
+            most = min(most, MAX_ATTENTION_ELEMENTS // (self.attention_maps * width**2))
+        return max(1, most)

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     max_answer_bytes: Bytes = Field(64 << 20, description="largest answer, in bytes of tensors")
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
+    hang_s: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="seconds on one batch after which the device counts as lost",
+    )
     grace_s: float = Field(
         20.0, ge=0, le=3600, description="seconds to finish what is under way after SIGTERM"
     )

@@ -1,42 +1,67 @@
+import itertools
+
 import pytest
 
-from service.costs import CostTable, bucket
+from service.costs import Cost, CostTable
 from service.types import Variant
-from tests.fakes import FakeBackend
 
 
+class TimedBackend:
+    """Takes as long as its cost says, on a clock of its own."""
+
+    def __init__(self, cost: Cost, slow_first: float = 0.0) -> None:
+        self.cost, self.slow_first, self.now, self.shapes = cost, slow_first, 0.0, []
+
+    def run(self, input_ids, attention_mask, variant):
+        rows, width = input_ids.shape
+        if (rows, width, variant) not in self.shapes:
+            self.now += self.slow_first
+        self.shapes.append((rows, width, variant))
+        self.now += self.cost.run_s + rows * self.cost.row_s(width)
+        return {}
+
+
+@pytest.mark.parametrize("max_tokens", [512, 256, 64])
 @pytest.mark.parametrize(
-    ("shortest", "longest"), [(1, 8), (9, 16), (25, 32), (33, 40), (41, 50), (51, 62), (63, 78)]
+    "cost", [Cost(3e-4, 2e-5, 1e-8), Cost(0.0, 1e-5, 0.0), Cost(1e-3, 0.0, 0.0)]
 )
-def test_like_lengths_share_a_bucket(shortest, longest):
-    assert bucket(shortest) == bucket(longest)
-    assert bucket(longest + 1) == bucket(longest) + 1
+def test_the_cost_that_took_the_time_is_found(monkeypatch, cost, max_tokens):
+    backend, costs = TimedBackend(cost, slow_first=0.5), CostTable()
+    monkeypatch.setattr("service.costs.time.perf_counter", lambda: backend.now)
+    costs.measure(backend, max_tokens)
+    for variant in Variant:
+        found = costs.of(variant)
+        assert found.run_s == pytest.approx(cost.run_s, abs=1e-9)
+        assert found.token_s == pytest.approx(cost.token_s, abs=1e-10)
+        assert found.pair_s == pytest.approx(cost.pair_s, abs=1e-12)
+    assert max(width for _, width, _ in backend.shapes) <= max_tokens
 
 
-def test_padding_in_a_bucket_of_long_texts_is_at_most_a_fifth():
-    longest = dict(sorted((bucket(length), length) for length in range(33, 8193)))
-    assert all((longest[bucket(n)] - n) / longest[bucket(n)] <= 0.2 for n in range(33, 8193))
-
-
-def test_a_new_measurement_moves_what_is_known_by_a_tenth():
+def test_noise_makes_no_cost_negative(monkeypatch):
+    ticks = itertools.chain([0, 9, 9, 18], itertools.repeat(20))  # only the first shape takes time
+    monkeypatch.setattr("service.costs.time.perf_counter", lambda: next(ticks))
     costs = CostTable()
-    costs.observe(Variant.PLAIN, rows=2, width=8, seconds=1.6)
-    costs.observe(Variant.PLAIN, rows=1, width=8, seconds=8.8)
-    assert costs.seconds_per_token(Variant.PLAIN, 1) == pytest.approx(0.9 * 0.1 + 0.1 * 1.1)
+    costs.measure(TimedBackend(Cost()), 512)
+    found = costs.of(Variant.PLAIN)
+    assert min(found.run_s, found.token_s, found.pair_s) >= 0
 
 
-def test_an_unknown_width_costs_what_the_nearest_known_does():
+def test_a_row_costs_by_its_tokens_and_their_pairs():
+    assert Cost(run_s=9.0, token_s=2.0, pair_s=0.5).row_s(4) == 16.0
+
+
+def test_what_was_not_measured_is_free():
+    assert CostTable().of(Variant.FULL).row_s(512) == 0.0
+
+
+def test_a_new_measurement_moves_the_pace_by_a_tenth():
     costs = CostTable()
-    assert costs.seconds_per_token(Variant.PLAIN, 3) == 0.0
-    costs.observe(Variant.PLAIN, rows=1, width=8, seconds=0.8)
-    costs.observe(Variant.PLAIN, rows=1, width=64, seconds=128.0)
-    assert costs.seconds_per_token(Variant.PLAIN, 2) == pytest.approx(0.1)
-    assert costs.seconds_per_token(Variant.PLAIN, 99) == pytest.approx(2.0)
-    assert costs.seconds_per_token(Variant.FULL, 1) == 0.0
+    costs.observe(Variant.PLAIN, rows_s=2.0, taken_s=4.0)
+    assert costs.pace(Variant.PLAIN) == pytest.approx(1.1)
+    assert costs.pace(Variant.FULL) == 1.0
 
 
-def test_measuring_leaves_no_variant_unknown():
-    costs, backend = CostTable(), FakeBackend()
-    costs.measure(backend)
-    assert all(costs.seconds_per_token(variant, 1) > 0 for variant in Variant)
-    assert {(len(rows), len(rows[0])) for rows in backend.batches} == {(1, 16), (4, 64)}
+def test_a_batch_without_known_cost_teaches_nothing():
+    costs = CostTable()
+    costs.observe(Variant.PLAIN, rows_s=0.0, taken_s=4.0)
+    assert costs.pace(Variant.PLAIN) == 1.0

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.batch import Entry
-from service.costs import bucket
+from service.batch import Batch, Entry
+from service.costs import Cost, CostTable
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.scheduler import Scheduler
 from service.types import NO_VIEWS, Variant, View, ViewRequest
@@ -27,12 +27,23 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def scheduler(clock: FakeClock) -> Scheduler:
-    return Scheduler(max_batch_tokens=64, max_queue_tokens=1000, attention_maps=4, clock=clock)
+    return Scheduler(
+        max_batch_tokens=64, max_queue_tokens=1000, attention_maps=4, clock=clock, costs=costs()
+    )
+
+
+def costs(run_s: float = 0.05) -> CostTable:
+    """A token takes 10 ms, in the full variant 1 s; a run 5 tokens beside."""
+    return CostTable({Variant.PLAIN: Cost(run_s, 0.01), Variant.FULL: Cost(run_s, 1.0)})
 
 
 def rows_of(scheduler: Scheduler) -> list[tuple[Entry, list[int]]]:
     batch, _ = scheduler.next_batch()
     return batch.parts if batch else []
+
+
+def batches(scheduler: Scheduler) -> list[Batch]:
+    return [batch for batch in iter(lambda: scheduler.next_batch()[0], None) if batch]
 
 
 def test_nothing_waits_nothing_runs(scheduler):
@@ -46,6 +57,33 @@ def test_like_lengths_run_together_oldest_first(scheduler):
     assert rows_of(scheduler) == [(short, [0]), (short_again, [0])]
     assert rows_of(scheduler) == [(long, [0])]
     assert scheduler.queued_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "together"),
+    [
+        (10, [10, 6], {10, 6}),  # padding 6 to 10 costs 4 tokens, a run of its own 5
+        (10, [5], {10}),  # 5 tokens: no gain
+        (10, [7, 7], {10}),  # twice 3 tokens
+        (10, [14], {10, 14}),  # the first itself is padded by 4
+        (10, [10, 13], {10}),  # two rows would be, by 3
+        (10, [9, 8, 7, 6, 5], {10, 9, 8, 7, 6}),  # each weighed by itself
+        (10, [9, 12], {10, 9, 12}),  # the cheaper first: 9 by 1 token, then both by 2
+        (10, [8, 13], {10, 8}),  # 8 by 2 tokens; then two by 3 are too many
+    ],
+)
+def test_padding_is_bought_where_it_is_cheaper_than_a_run(scheduler, first, others, together):
+    scheduler.add(entry(first))
+    for length in others:
+        scheduler.add(entry(length))
+    batch, _ = scheduler.next_batch()
+    assert set(batch.lengths()) == together
+
+
+def test_without_known_costs_nothing_is_padded(clock):
+    scheduler = Scheduler(max_batch_tokens=64, max_queue_tokens=1000, attention_maps=4, clock=clock)
+    scheduler.add(entry(8, 9, 9))
+    assert [len(set(batch.lengths())) for batch in batches(scheduler)] == [1, 1]
 
 
 def test_a_long_text_is_not_overtaken_for_ever(scheduler):
@@ -102,7 +140,6 @@ def test_the_cancelled_and_the_expired_are_not_computed(scheduler, clock):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(scheduler):
-    scheduler.costs.observe(Variant.PLAIN, rows=1, width=100, seconds=1.0)
     scheduler.add(entry(900))
     with pytest.raises(Overloaded, match="900 of 1000 tokens") as refused:
         scheduler.add(entry(101))
@@ -116,7 +153,6 @@ def test_a_call_that_can_never_fit_is_the_callers_fault(scheduler):
 
 
 def test_what_cannot_meet_its_deadline_is_refused_at_once(scheduler):
-    scheduler.costs.observe(Variant.PLAIN, rows=1, width=100, seconds=1.0)
     scheduler.add(entry(60))
     with pytest.raises(DeadlineExceeded, match=r"in 0\.500 s, the answer would take 0\.700 s"):
         scheduler.add(entry(10, deadline=100.5))
@@ -125,27 +161,48 @@ def test_what_cannot_meet_its_deadline_is_refused_at_once(scheduler):
 
 
 def test_a_slow_spell_does_not_shut_out_calls_once_nothing_waits(scheduler):
-    scheduler.costs.observe(Variant.PLAIN, rows=1, width=10, seconds=20.0)
+    scheduler.costs.observe(Variant.PLAIN, rows_s=0.1, taken_s=200.0)
     scheduler.add(entry(10, deadline=101.0))
     assert scheduler.queued_tokens == 10
 
 
+def test_a_slow_spell_makes_later_calls_look_longer(scheduler):
+    scheduler.costs.observe(Variant.PLAIN, rows_s=1.0, taken_s=11.0)  # pace 2
+    scheduler.add(entry(60))
+    with pytest.raises(DeadlineExceeded, match=r"would take 1\.400 s"):
+        scheduler.add(entry(10, deadline=101.3))
+
+
 def test_slow_views_do_not_make_plain_calls_look_late(scheduler):
-    scheduler.costs.observe(Variant.FULL, rows=1, width=10, seconds=10.0)
-    scheduler.costs.observe(Variant.PLAIN, rows=1, width=10, seconds=0.1)
     scheduler.add(entry(10))
     scheduler.add(entry(10, deadline=100.3))
     with pytest.raises(DeadlineExceeded, match=r"would take 10\.200 s"):
         scheduler.add(entry(10, deadline=100.3, request=FULL))
 
 
-def test_a_call_of_many_texts_holds_up_none_of_one(scheduler, clock):
-    scheduler.costs.observe(Variant.PLAIN, rows=1, width=64, seconds=1.0)
-    many, one = entry(*[8] * 100), entry(8, deadline=102.5)  # 12 s, 1 s a batch
+def test_a_call_of_many_texts_holds_up_none_of_one(scheduler):
+    many, one = entry(*[8] * 100), entry(8, deadline=101.0)  # 8 s, 0.64 s a batch
     scheduler.add(many)
     scheduler.add(one)
     assert rows_of(scheduler) == [(many, [0, 1, 2, 3, 4, 5, 6, 7])]
     assert rows_of(scheduler) == [(one, [0]), (many, [8, 9, 10, 11, 12, 13, 14])]
+
+
+def test_a_call_of_many_lengths_holds_up_none_of_one(scheduler):
+    many, one = entry(*range(8, 64, 7)), entry(60)
+    scheduler.add(many)
+    scheduler.add(one)
+    assert [parts[0][0] for parts in (rows_of(scheduler), rows_of(scheduler))] == [many, one]
+
+
+def test_the_oldest_is_served_even_where_shorter_rows_would_fill_its_batch(clock):
+    scheduler = Scheduler(
+        max_batch_tokens=60, max_queue_tokens=1000, attention_maps=4, clock=clock, costs=costs(9.0)
+    )
+    oldest, others = entry(10), entry(*[9] * 8)
+    scheduler.add(oldest)
+    scheduler.add(others)
+    assert rows_of(scheduler) == [(oldest, [0]), (others, [0, 1, 2, 3, 4])]
 
 
 def test_two_calls_of_many_texts_take_turns(scheduler):
@@ -186,9 +243,12 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.scheduler = Scheduler(
-            max_batch_tokens=64, max_queue_tokens=400, attention_maps=4, clock=self.clock
+            max_batch_tokens=64,
+            max_queue_tokens=400,
+            attention_maps=4,
+            clock=self.clock,
+            costs=costs(),
         )
-        self.scheduler.costs.observe(Variant.PLAIN, rows=1, width=64, seconds=1.0)
         self.waiting: list[tuple[Entry, set[int]]] = []
 
     @rule(
@@ -223,12 +283,12 @@ class Queue(RuleBasedStateMachine):
         for one in expired:
             assert one.deadline <= self.clock.now
             self.waiting.remove(self.of(one))
+        assert all(one.deadline is None or one.deadline > self.clock.now for one, _ in self.waiting)
         if batch is None:
             assert not self.waiting
             return
         lengths = list(batch.lengths())
         assert len(lengths) == 1 or len(lengths) * max(lengths) <= 64
-        assert len({bucket(length) for length in lengths}) == 1
         for one, rows in batch.parts:
             assert one.request.variant is batch.variant
             assert one.deadline is None or one.deadline > self.clock.now
