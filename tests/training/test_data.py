@@ -1,7 +1,9 @@
 import csv
 import gzip
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from training.data import (
     split,
 )
 
+ROOT = Path(__file__).parents[2]
 PAIRS = [("Adorei, é ótimo", "good"), ('He said "no",\nthen left', "bad"), ("ok", "good")]
 
 
@@ -201,6 +204,27 @@ def test_a_set_on_a_hub(monkeypatch):
         DataError, match=r"hub:owner/name: no column 'text'; there are \['sentence'"
     ):
         read_rows(SourceConfig(name="s", hub="owner/name"), None, Path())
+
+
+def test_the_hub_library_itself_is_understood(tmp_path):
+    """Without a network: a folder named as the set would be stands for it."""
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "train.csv").write_text("text,label\nbom,1\nruim,0\n")
+    code = (
+        "from pathlib import Path; from training.data import SourceConfig, read_rows; "
+        "rows, labels, _ = read_rows(SourceConfig(name='s', hub='owner/name'), None, Path()); "
+        "print(rows.texts, rows.labels.tolist(), labels)"
+    )
+    places = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['bom', 'ruim'] [1, 0] ('0', '1')\n", done.stderr
 
 
 def test_a_hub_out_of_reach_is_told(monkeypatch):
