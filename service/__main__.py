@@ -116,6 +116,10 @@ def _serve(options: argparse.Namespace) -> int:
 
     configure_logs(settings.log_level)
     try:
+        if settings.workers > 1:
+            from service.workers import run_workers
+
+            return asyncio.run(run_workers(settings))
         asyncio.run(run(settings))
     except (StartError, DeviceError) as error:
         return _refuse(str(error))

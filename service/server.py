@@ -41,7 +41,8 @@ class Server:
         keepalive_ms = round(settings.keepalive_s * 1e3)
         self._server = grpc.aio.server(
             options=(
-                ("grpc.so_reuseport", 0),  # or a second server would start unnoticed
+                # Unless asked for: a second server would start unnoticed.
+                ("grpc.so_reuseport", int(settings.reuse_port)),
                 # Up to twice the limit the servicer refuses by itself, in words of its own.
                 ("grpc.max_receive_message_length", 2 * settings.max_request_bytes),
                 # Answers are bounded before they are computed.

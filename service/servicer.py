@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import time
 import traceback
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -261,4 +261,4 @@ def _request_id(context: "Context") -> str:
                 text = value.decode("ascii") if isinstance(value, bytes) else value
                 if 0 < len(text) <= MAX_REQUEST_ID and text.isprintable() and text.isascii():
                     return text
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()

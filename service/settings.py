@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="batches computed side by side on a CPU; 0 is the CPU quota"
     )
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that share port, threads and callers"
+    )
+    reuse_port: bool = Field(
+        False, description="listen on the port beside other servers that do so too"
+    )
     max_texts: Count = Field(1024, description="most texts in one call")
     max_text_bytes: Bytes = Field(262_144, description="longest text, in UTF-8 bytes")
     max_request_bytes: Bytes = Field(8 << 20, description="largest request message, in bytes")

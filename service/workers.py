@@ -1,0 +1,107 @@
+"""Several servers on one port, each a process with a loop of its own.
+
+One event loop answers some thousand calls a second whatever the device could do. The kernel shares
+connections, not calls, among those who listen on a port (SO_REUSEPORT): many callers spread, and
+one connection stays with one worker.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Iterator
+
+import structlog
+
+from service.ort_backend import cpu_quota
+from service.server import StartError
+from service.settings import PREFIX, Settings
+
+LAST_WORD_S = 5.0  # beyond its grace, until a worker that will not end is killed
+
+log = structlog.get_logger("realce.workers")
+
+
+async def run_workers(settings: Settings) -> int:
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT, then drain them all.
+
+    A worker that ends by itself takes the others with it, so that whoever started us starts us
+    anew. Returns the exit code: 0 after a signal, else that of the worker. Raises `StartError`.
+    """
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    with reserve(settings) as address:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        environment = worker_environment(settings, address)
+        workers = [await _start(environment) for _ in range(settings.workers)]
+        log.info("workers", address=address, pids=[worker.pid for worker in workers])
+        stop = asyncio.ensure_future(stopping.wait())
+        ends = {asyncio.ensure_future(worker.wait()) for worker in workers}
+        await asyncio.wait({stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        if not stop.done():
+            ended = next(worker for worker in workers if worker.returncode is not None)
+            code = ended.returncode or 1
+            log.critical("worker_ended", pid=ended.pid, code=ended.returncode)
+            stop.cancel()
+        await _end(workers, settings.grace_s)
+        return code
+
+
+def worker_environment(settings: Settings, address: str) -> dict[str, str]:
+    """The environment of one worker: all settings, its address and its share of the CPUs."""
+    share = settings.model_copy(
+        update={
+            "grpc": address,
+            "workers": 1,
+            "reuse_port": True,
+            "threads": max(1, (settings.threads or cpu_quota()) // settings.workers),
+        }
+    )
+    others = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    return others | {PREFIX + name.upper(): str(value) for name, value in share}
+
+
+@contextlib.contextmanager
+def reserve(settings: Settings) -> Iterator[str]:
+    """Hold the port for the workers, who alone listen on it; yields HOST:PORT."""
+    host, _, port = settings.grpc.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            )[0]
+            with socket.socket(family, kind, protocol) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(place)  # fails where anybody listens, even one who would share
+                place = alone.getsockname()
+            held = stack.enter_context(socket.socket(family, kind, protocol))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(place)
+        except OSError as error:
+            raise StartError(
+                f"{settings.given('grpc')}: cannot listen there: {error.strerror}; "
+                "try --grpc 127.0.0.1:0"
+            ) from error
+        yield f"{host}:{place[1]}"
+
+
+async def _start(environment: dict[str, str]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "serve", env=environment
+    )
+
+
+async def _end(workers: list[Process], grace_s: float) -> None:
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            worker.send_signal(signal.SIGTERM)
+    ends = [asyncio.ensure_future(worker.wait()) for worker in workers]
+    await asyncio.wait(ends, timeout=grace_s + LAST_WORD_S)
+    for worker in workers:
+        if worker.returncode is None:
+            worker.kill()
+            await worker.wait()

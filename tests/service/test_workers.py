@@ -1,0 +1,120 @@
+"""Several processes on one port, as the operator sees them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.client import Classifier
+from service.server import StartError
+from service.settings import Settings, load_settings
+from service.workers import reserve, worker_environment
+
+COMMAND = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0", "--device", "cpu"]
+
+
+class Workers:
+    """Two workers under their parent, and what they have logged."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[dict] = []
+        while sum(line["event"] == "serving" for line in self.lines) < 2:
+            assert process.stderr is not None
+            self.lines.append(json.loads(process.stderr.readline()))
+
+    @property
+    def pids(self) -> list[int]:
+        return next(line["pids"] for line in self.lines if line["event"] == "workers")
+
+    @property
+    def address(self) -> str:
+        (address,) = {line["address"] for line in self.lines}  # one and the same
+        return address
+
+
+@contextlib.contextmanager
+def two_workers(bundle: Path) -> Iterator[Workers]:
+    command = [*COMMAND, "--workers", "2", "--grace-s", "5", "--bundle", str(bundle)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Workers(process)
+        finally:
+            process.terminate()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_workers_share_a_port_and_end_together_at_a_signal(tiny_bundle):
+    with two_workers(tiny_bundle) as workers:
+        for _ in range(6):  # each a connection of its own
+            with Classifier(workers.address) as classifier:
+                assert len(classifier.classify(["I loved it", "I hated it"])) == 2
+        second = [*COMMAND[:5], workers.address, "--workers", "2", "--bundle", str(tiny_bundle)]
+        refused = subprocess.run(second, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 2
+        assert f"--grpc={workers.address}: cannot listen there" in refused.stderr
+        workers.process.send_signal(signal.SIGTERM)
+        assert workers.process.wait(20) == 0
+        assert all(gone(pid) for pid in workers.pids)
+
+
+def test_a_worker_that_ends_takes_the_others_with_it(tiny_bundle):
+    with two_workers(tiny_bundle) as workers:
+        os.kill(workers.pids[0], signal.SIGKILL)
+        assert workers.process.wait(20) != 0
+        assert all(gone(pid) for pid in workers.pids)
+
+
+def test_what_no_worker_can_serve_ends_with_their_code(tmp_path):
+    command = [*COMMAND, "--workers", "2", "--bundle", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "manifest.json: cannot be read" in done.stderr
+
+
+def test_a_worker_gets_every_setting_and_its_share_of_the_threads(monkeypatch):
+    monkeypatch.setenv("REALCE_MAX_TEXTS", "7")
+    monkeypatch.setenv("OTHER", "kept")
+    settings = load_settings({"workers": 3, "threads": 8, "reflection": True})
+    environment = worker_environment(settings, "127.0.0.1:7")
+    assert environment["OTHER"] == "kept"
+    monkeypatch.undo()
+    for key, value in environment.items():
+        if key.startswith("REALCE_"):
+            monkeypatch.setenv(key, value)
+    worker = load_settings({})
+    changed = {"grpc": "127.0.0.1:7", "workers": 1, "threads": 2, "reuse_port": True}
+    assert worker.model_dump() == settings.model_dump() | changed
+    assert (worker.max_texts, worker.reflection) == (7, True)
+
+
+def test_a_port_somebody_listens_on_is_refused_even_if_shared():
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        settings = Settings(grpc=f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(StartError, match="cannot listen there"), reserve(settings):
+            pass
+
+
+def test_a_host_that_is_not_there_is_refused():
+    with (
+        pytest.raises(StartError, match=r"grpc=192\.0\.2\.1:0: cannot listen there"),
+        reserve(Settings(grpc="192.0.2.1:0")),
+    ):
+        pass
