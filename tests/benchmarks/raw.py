@@ -1,0 +1,137 @@
+"""The raw loop: ONNX Runtime over the same texts with nothing around it. Prints one JSON object.
+
+    python -m tests.benchmarks.raw sorted --bundle service/bundle --threads 2
+    python -m tests.benchmarks.raw arriving --bundle service/bundle --threads 2
+    python -m tests.benchmarks.raw single --bundle service/bundle --threads 1
+
+`sorted`: tokenize all texts, sort them by length, compute batches of 32. `arriving`: batches of 32
+as they come, padded to the longest. `single`: tokenize and compute one text at a time. Each thread
+computes batches of its own with one intra-op thread.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from model.bundle import Bundle, read_bundle
+from model.tokenizer import PAD_ID
+from service.ort_backend import cpu_quota, extract
+from service.settings import EMBEDDED_BUNDLE
+from service.types import FloatArray, IntArray, Variant
+from tests.benchmarks.figures import Figures, per_thousand, percentile, strict
+from tests.benchmarks.texts import LENGTHS, chosen
+
+BATCH = 32
+OUTPUTS = list(Variant.PLAIN.value)
+
+
+class Raw:
+    """A bundle's plain graph and its tokenizer; `threads` 0 leaves ONNX Runtime its default."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = options.inter_op_num_threads = threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        content = extract(bundle.graph, Variant.PLAIN.value).SerializeToString()
+        self.labels = bundle.manifest.labels
+        self._tokenizer = bundle.tokenizer
+        self._session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
+        """The ids of each text."""
+        return [one.input_ids for one in self._tokenizer.encode_batch(texts, offsets=False)]
+
+    def compute(self, rows: Sequence[IntArray]) -> tuple[FloatArray, FloatArray]:
+        """Logits and probabilities [B, C] of rows padded to the longest."""
+        input_ids = np.full((len(rows), max(map(len, rows))), PAD_ID, np.int64)
+        mask = np.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        logits, probabilities = self._session.run(
+            OUTPUTS, {"input_ids": input_ids, "attention_mask": mask}
+        )
+        return logits, probabilities
+
+
+def in_batches(raw: Raw, pool: ThreadPoolExecutor, texts: Sequence[str], *, sort: bool) -> None:
+    """One pass over all texts."""
+    rows = raw.tokenize(texts)
+    if sort:
+        rows.sort(key=len)
+    batches = [rows[first : first + BATCH] for first in range(0, len(rows), BATCH)]
+    for _ in pool.map(raw.compute, batches):
+        pass
+
+
+def one_by_one(raw: Raw, texts: Iterable[str], until: float) -> list[float]:
+    """A thread's share of single texts until that time; the seconds that each took."""
+    taken = []
+    for text in texts:
+        started = time.perf_counter()
+        raw.compute(raw.tokenize([text]))
+        ended = time.perf_counter()
+        taken.append(ended - started)
+        if ended > until:
+            break
+    return taken
+
+
+def measure(kind: str, raw: Raw, texts: Sequence[str], threads: int, seconds: float) -> Figures:
+    """Run one kind of loop for about so many seconds, after a warm-up that is not measured."""
+    with ThreadPoolExecutor(threads) as pool:
+        in_batches(raw, pool, texts[: BATCH * threads], sort=True)
+        cpu_s, started, count = time.process_time(), time.perf_counter(), 0
+        taken: list[float] = []
+        until = started + seconds
+        if kind == "single":
+            shares = [itertools.cycle(texts[number::threads]) for number in range(threads)]
+            for times in pool.map(lambda share: one_by_one(raw, share, until), shares):
+                taken += times
+            count = len(taken)
+        else:
+            while time.perf_counter() < until:
+                in_batches(raw, pool, texts, sort=kind == "sorted")
+                count += len(texts)
+        elapsed, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    return {
+        "texts_ok": count,
+        "texts_per_s": count / elapsed,
+        "cpu_s": cpu_s,
+        "cpu_s_per_1000": per_thousand(cpu_s, count),
+        "p50_ms": percentile(taken, 0.5) * 1e3,
+        "p99_ms": percentile(taken, 0.99) * 1e3,
+    }
+
+
+def main() -> None:
+    """Measure and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.raw", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("kind", choices=("sorted", "arriving", "single"))
+    parser.add_argument("--bundle", type=Path, default=EMBEDDED_BUNDLE)
+    parser.add_argument("--threads", type=int, default=0, help="default: the CPU quota")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--count", type=int, default=1280, help="how many different texts")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, else made ones")
+    parser.add_argument("--lengths", choices=LENGTHS, default="reviews", help="of made texts")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    texts = chosen(options.texts, options.count, lengths=options.lengths, seed=options.seed)
+    raw = Raw(read_bundle(options.bundle), threads=1)
+    threads = options.threads or cpu_quota()
+    print(json.dumps(strict(measure(options.kind, raw, texts, threads, options.seconds))))
+
+
+if __name__ == "__main__":
+    main()

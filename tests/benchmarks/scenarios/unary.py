@@ -1,0 +1,59 @@
+"""One text a call: 64 callers, and one caller alone."""
+
+import contextlib
+import operator
+from functools import partial
+
+from tests.benchmarks.bench import Bench, Key, Phase
+from tests.benchmarks.report import Result
+
+CALLERS = 64
+CROWD, ALONE = "64 callers", "1 caller"
+SHOWN: tuple[str, ...] = (
+    "texts_per_s",
+    "times_unbatched",
+    "of_empty",
+    "cpu_s_per_1000",
+    "over_raw",
+    "times_raw",
+)
+SHOWN += ("p50_ms", "p50_over_raw_ms", "p99_ms", "rss_mb")
+RAW, UNBATCHED, EMPTY = "raw loop", "grpc.aio, unbatched", "empty grpc.aio method"
+
+
+def run(bench: Bench) -> Result:
+    """Ours and its peers against the raw loop, and without a backend against an empty method."""
+    phases: dict[Key, Phase] = {}
+    with contextlib.ExitStack() as stack:
+        for name, folder in bench.bundles.items():
+            systems = {
+                "realce": bench.serve(folder),
+                UNBATCHED: bench.peer("unbatched", folder),
+                f"{UNBATCHED}, 1 thread": bench.peer("unbatched", folder, "--threads", "1"),
+            }
+            if bench.installed("mosec"):
+                systems["mosec"] = bench.peer("mosec", folder)
+            if (name, folder) == bench.first:
+                systems["realce, null backend"] = bench.measured(folder, "null")
+                systems[EMPTY] = bench.peer("empty", folder)
+            for system, server in systems.items():
+                stack.enter_context(server)
+                bench.warm_up(server)
+                for load, callers in ((CROWD, CALLERS), (ALONE, 1)):
+                    phases[system, name, load] = partial(
+                        bench.measure, server, "closed", callers=callers
+                    )
+            phases[RAW, name, CROWD] = partial(bench.raw, "sorted", folder)
+            phases[RAW, name, "as they come"] = partial(bench.raw, "arriving", folder)
+            phases[RAW, name, ALONE] = partial(bench.raw, "single", folder, threads=1)
+        result = Result("unary", bench.interleave(phases), SHOWN)
+    result.relate("times_raw", "cpu_s_per_1000", RAW, CROWD)
+    result.relate("over_raw", "cpu_s_per_1000", RAW, CROWD, by=operator.sub)
+    result.relate("times_unbatched", "texts_per_s", UNBATCHED)
+    result.relate("of_empty", "texts_per_s", EMPTY)
+    result.relate("p50_over_raw_ms", "p50_ms", RAW, by=operator.sub)
+    result.notes.append(
+        f"{RAW}: with {CROWD}, batches of 32 sorted by length, a thread for each CPU; "
+        f"with {ALONE}, one text at a time on one thread"
+    )
+    return result

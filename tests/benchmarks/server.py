@@ -1,0 +1,135 @@
+"""Our server with a backend that counts, does nothing or leaks; all else is as it is served.
+
+    python -m tests.benchmarks.server --backend null -- --grpc 127.0.0.1:0 --device cpu
+
+What follows `--` goes to `realce serve`. At SIGUSR1 it writes a line `counted` to stderr with
+all that has reached the backend so far, and what the engine itself says of its load.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+import service.server
+from service.__main__ import main as realce
+from service.backend import Outputs
+from service.engine import Engine
+from service.ort_backend import OrtBackend
+from service.types import IntArray, Variant
+
+COUNTED = "counted"
+COUNTERS = ("batches", "rows", "tokens", "padded_tokens", "engine_answered")
+LEAKED_BYTES = 4096  # a row
+
+
+class Counts:
+    """What has reached a backend."""
+
+    def __init__(self) -> None:
+        self.rows = self.batches = self.tokens = self.padded_tokens = 0
+        self._lock = threading.Lock()
+
+    def add(self, attention_mask: IntArray) -> None:
+        """One batch."""
+        with self._lock:
+            self.batches += 1
+            self.rows += len(attention_mask)
+            self.tokens += int(attention_mask.sum())
+            self.padded_tokens += attention_mask.size
+
+    def all(self) -> dict[str, int]:
+        """All of them, by name."""
+        return {name: getattr(self, name) for name in COUNTERS[:-1]}
+
+
+class CountingBackend(OrtBackend):
+    """The real one, which counts."""
+
+    counts = Counts()
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
+        """See `Backend.run`."""
+        self.counts.add(attention_mask)
+        return super().run(input_ids, attention_mask, variant)
+
+
+class LeakingBackend(CountingBackend):
+    """The real one, which never lets go of a little of every row."""
+
+    leaked: list[bytes] = []  # noqa: RUF012 - it is to outlive everything
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
+        """See `Backend.run`."""
+        self.leaked.append(b"\x01" * (LEAKED_BYTES * len(input_ids)))
+        return super().run(input_ids, attention_mask, variant)
+
+
+class NullBackend(CountingBackend):
+    """Answers at once, the same to all: what is left is the cost of everything else."""
+
+    def __init__(self, graph: onnx.ModelProto, **options: Any) -> None:
+        super().__init__(graph, **options)
+        ids = np.ones((1, 1), np.int64)
+        self._one = {v: super(CountingBackend, self).run(ids, ids, v) for v in Variant}
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
+        """See `Backend.run`."""
+        self.counts.add(attention_mask)
+        rows, width = input_ids.shape
+        outputs = {}
+        for name, value in self._one[variant].items():
+            # Axes after B that are S have length 1 here.
+            shape = [rows, *(width if size == 1 else size for size in value.shape[1:])]
+            outputs[name] = np.broadcast_to(value, shape)
+        return outputs
+
+
+BACKENDS: dict[str, type[CountingBackend]] = {
+    "counting": CountingBackend,
+    "leaking": LeakingBackend,
+    "null": NullBackend,
+}
+
+
+def watch_engines(replace: Callable[[type[Engine]], None]) -> list[Engine]:
+    """The engines that are made from now on; `replace` puts the class that notes them in place."""
+    engines: list[Engine] = []
+
+    class NotedEngine(Engine):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            engines.append(self)
+
+    replace(NotedEngine)
+    return engines
+
+
+def main() -> int:
+    """Serve until SIGTERM, as `realce serve` does."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.server", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--backend", choices=BACKENDS, default="counting")
+    parser.add_argument("flags", nargs="*", help="of realce serve")
+    options = parser.parse_args()
+    module: Any = service.server
+    module.OrtBackend = BACKENDS[options.backend]
+    engines = watch_engines(lambda noting: setattr(module, "Engine", noting))
+
+    def tell(*_: object) -> None:
+        line = CountingBackend.counts.all()
+        line["engine_answered"] = sum(engine.load[2] for engine in engines)
+        print(json.dumps({"event": COUNTED, **line}), file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGUSR1, tell)
+    return realce(["serve", *options.flags])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

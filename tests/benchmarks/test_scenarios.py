@@ -1,0 +1,53 @@
+"""What scenarios make of what they measured."""
+
+import math
+
+import pytest
+
+from tests.benchmarks.bench import as_flags
+from tests.benchmarks.calls import Call
+from tests.benchmarks.scenarios.coldstart import costs
+from tests.benchmarks.scenarios.mixed import padding
+from tests.benchmarks.scenarios.overload import judge
+
+
+def probes(first: float, last: float, seconds: float, code: str = "OK") -> list[Call]:
+    count = round((last - first) * 20)
+    return [
+        Call(at, at, seconds, code, 1, told=code != "OK")
+        for at in (first + i / 20 for i in range(count))
+    ]
+
+
+def test_probes_tell_when_all_is_well_again():
+    calls = probes(0, 2, 0.01) + probes(2, 5, 0.003, "RESOURCE_EXHAUSTED")
+    calls += probes(5, 5.5, 0.4) + probes(5.5, 8, 0.01)
+    figures = judge(calls, began=2.0, ended=5.0)
+    assert figures["recovery_s"] == pytest.approx(0.5)
+    assert figures["probe_refusal_p99_ms"] == pytest.approx(3)
+    assert figures["probe_goodput_per_s"] == pytest.approx(1 / 3)  # the one sent as it ended
+
+
+def test_without_calm_before_there_is_no_recovery():
+    assert math.isnan(judge(probes(2, 8, 0.01), began=2.0, ended=5.0)["recovery_s"])
+
+
+def test_import_costs_add_up_by_package():
+    log = (
+        "import time: self [us] | cumulative | imported package\n"
+        "import time:       120 |        120 |     numpy.core\n"
+        "import time:        30 |        150 |   numpy\n"
+        "import time:         5 |          5 | service.server\n"
+    )
+    assert costs(log) == {"numpy": 150, "service": 5}
+
+
+def test_padding_is_a_share_of_what_was_computed():
+    before, after = {"tokens": 5, "padded_tokens": 10}, {"tokens": 50, "padded_tokens": 60}
+    assert padding(before, after) == {"padding_share": pytest.approx(0.1)}
+    assert math.isnan(padding(after, after)["padding_share"])
+
+
+def test_flags_of_values():
+    values = {"per_call": 8, "half": True, "mix": False, "deadline": None, "views": ["a", "b"]}
+    assert as_flags(values) == ["--per-call", "8", "--half", "--views", "a", "b"]

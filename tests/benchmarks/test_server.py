@@ -1,0 +1,41 @@
+"""The measured server counts what reaches its backend, and the bench measures it."""
+
+import argparse
+
+import pytest
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.server import COUNTED, COUNTERS, LEAKED_BYTES
+
+
+@pytest.fixture
+def bench(tiny_bundle) -> Bench:
+    options = argparse.Namespace(
+        rounds=1, seconds=20.0, texts=None, count=50, seed=0, serve="", channels=1
+    )
+    return Bench(options, {"tiny": tiny_bundle})
+
+
+@pytest.mark.parametrize("backend", ["null", "leaking"])
+def test_it_counts_what_is_computed(bench: Bench, backend: str):
+    with bench.measured(bench.first[1], backend) as server:
+        before = server.ask(COUNTED)
+        figures = bench.measure(server, "closed", callers=2, per_call=3, most=10)
+        after = server.ask(COUNTED)
+        gained = {name: after[name] - before[name] for name in COUNTERS}
+        assert server.cpu_s() > 0
+        assert server.rss() > LEAKED_BYTES
+    assert figures["texts_ok"] == gained["rows"] == gained["engine_answered"] >= 30
+    assert 0 < gained["tokens"] <= gained["padded_tokens"]
+    assert figures["cpu_s_per_1000"] > 0
+
+
+def test_its_null_answers_have_every_view(bench: Bench):
+    with bench.measured(bench.first[1], "null") as server:
+        figures = bench.measure(server, "closed", mix=True, callers=2, most=40)
+        streamed = bench.measure(server, "stream", per_call=8, seconds=0.5)
+    assert {name for name in figures if name.startswith("calls_")} == {
+        "calls_ok",
+        "calls_invalid_argument",
+    }
+    assert streamed["calls_ok"] == streamed["calls"] > 0
