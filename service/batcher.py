@@ -68,10 +68,10 @@ class Batcher:
             ).start()
         self._heartbeat = self._loop.call_later(hang_s / 4, self._beat)
 
-    def check(self, tokens: int, deadline: float | None) -> None:
+    def check(self, tokens: int, deadline: float | None, compute_s: float) -> None:
         """See `Scheduler.check`."""
         with self._lock:
-            self._scheduler.check(tokens, deadline)
+            self._scheduler.check(tokens, deadline, compute_s)
 
     def submit(self, entry: Entry) -> "asyncio.Future[Entry]":
         """Queue an entry; the future gives it back filled. Raises as `Scheduler.add` does."""
@@ -180,7 +180,8 @@ class Batcher:
             batch = outcome.batch
             self.computed_rows += batch.rows
             if outcome.error is None:
-                self._learn(outcome)
+                costs = self._scheduler.costs
+                costs.observe(batch.variant, batch.lengths(), outcome.seconds)
                 self._answer(batch)
             elif isinstance(outcome.error, BackendGone):
                 self._end_all(batch, Unavailable("the backend is gone"))
@@ -192,12 +193,6 @@ class Batcher:
                     detail=str(outcome.error)[:200],
                 )
                 self._end_all(batch, BackendFailed("the model failed on a text of this call"))
-
-    def _learn(self, outcome: Outcome) -> None:
-        costs, variant = self._scheduler.costs, outcome.batch.variant
-        cost = costs.of(variant)
-        rows_s = sum(map(cost.row_s, outcome.batch.lengths()))
-        costs.observe(variant, rows_s, outcome.seconds)
 
     def _answer(self, batch: Batch) -> None:
         for entry, rows in batch.parts:

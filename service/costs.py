@@ -5,7 +5,7 @@ by token, c for attention. The three are measured for each variant once the back
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +60,13 @@ class CostTable:
         """What is taken lately for each second that rows alone, without padding, would cost."""
         return self._pace[variant]
 
-    def observe(self, variant: Variant, rows_s: float, taken_s: float) -> None:
-        """Learn that a batch whose rows alone would cost `rows_s` took `taken_s`."""
+    def expect_s(self, variant: Variant, lengths: Iterable[int]) -> float:
+        """What rows of these lengths will take among others, by the pace of late."""
+        return sum(map(self.of(variant).row_s, lengths)) * self._pace[variant]
+
+    def observe(self, variant: Variant, lengths: Iterable[int], taken_s: float) -> None:
+        """Learn that a batch with rows of these lengths took `taken_s`."""
+        rows_s = sum(map(self.of(variant).row_s, lengths))
         if rows_s > 0:
             pace = MEMORY * self._pace[variant] + (1 - MEMORY) * taken_s / rows_s
             self._pace[variant] = pace

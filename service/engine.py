@@ -124,15 +124,21 @@ class Engine:
     async def _encode(
         self, texts: Sequence[str], request: ViewRequest, deadline: float | None
     ) -> list[Encoding]:
-        """Tokenize, unless what already waits leaves no room or time for it."""
+        """Tokenize, unless what already waits leaves no room or time for it: under overload the
+        work of reading what will be refused would be taken from those who are answered."""
         characters = sum(map(len, texts))
-        waiting = self._tokenizing_characters // CHARACTERS_PER_TOKEN
-        self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline)
+        waiting = (self._tokenizing_characters + characters) // CHARACTERS_PER_TOKEN
+        compute_s = self._scheduler.costs.expect_s(request.variant, map(self._guess, texts))
+        self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline, compute_s)
         self._tokenizing_characters += characters
         try:
             return await self._tokenization.encode(texts, offsets=bool(request.views))
         finally:
             self._tokenizing_characters -= characters
+
+    def _guess(self, text: str) -> int:
+        """About how many tokens a text has."""
+        return min(len(text) // CHARACTERS_PER_TOKEN + 1, self.description.max_tokens)
 
     @property
     def load(self) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from service.costs import CostTable
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Violation
 from service.types import Variant
 
+HEADROOM = 0.5  # share of its time that a call may spend waiting, by estimate, to be let in
 MAX_ATTENTION_ELEMENTS = 1 << 25  # B·L·H·S·S of one batch: 128 MiB in float32
 
 
@@ -86,25 +87,25 @@ class Scheduler:
             left_s = deadline - self.clock()
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline had passed before work began")
-            if self._queued_s + compute_s <= left_s * self.parallel or not self.queued_tokens:
+            # What is computed and then comes too late is work lost to those who could be answered.
+            most_s = left_s * HEADROOM
+            if self._queued_s + compute_s <= most_s * self.parallel or not self.queued_tokens:
                 return
             answer_s = (self._ahead_s(tokens) + compute_s) / self.parallel
-            if answer_s > left_s:
+            if answer_s > most_s:
                 raise DeadlineExceeded(
-                    f"the deadline is in {left_s:.3f} s, the answer would take {answer_s:.3f} s"
+                    f"the deadline is in {left_s:.3f} s; the answer would take {answer_s:.3f} s "
+                    "by estimate and may take twice that"
                 )
 
     def add(self, entry: Entry) -> None:
         """Queue an entry, all its rows or none. Raises as `check` does."""
         variant = entry.request.variant
-        cost, pace = self.costs.of(variant), self.costs.pace(variant)
         waiting: dict[int, list[int]] = {}
-        tokens, compute_s = 0, 0.0
         for row, ids in enumerate(entry.input_ids):
-            length = len(ids)
-            waiting.setdefault(length, []).append(row)
-            tokens += length
-            compute_s += cost.row_s(length) * pace
+            waiting.setdefault(len(ids), []).append(row)
+        lengths = [length for length, rows in waiting.items() for _ in rows]
+        tokens, compute_s = sum(lengths), self.costs.expect_s(variant, lengths)
         self.check(tokens, entry.deadline, compute_s)
         lanes = self._lanes[variant]
         for length, rows in waiting.items():

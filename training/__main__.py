@@ -1,25 +1,28 @@
 """`realce-train`: from labelled rows to a bundle."""
 
 import argparse
+import contextlib
 import json
 import sys
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Column, Table
 
 from model.bundle import BundleError, read_bundle
 from training.behaviour import check
 from training.checkpoint import CheckpointError
-from training.config import ConfigError, load_config
+from training.config import ConfigError, RunConfig, load_config
 from training.data import SourceConfig, read_rows
 from training.evaluate import measure, predict_bundle
 from training.export import ExportError
 from training.formats import DataError
+from training.page import page
 from training.pipeline import encode, fit
 from training.progress import Display
 from training.train import ranks
@@ -47,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_evaluate(commands)
     _add_check(commands)
+    _add_tune(commands)
+    _add_report(commands)
     return top
 
 
@@ -58,6 +63,51 @@ def _add_fit(commands: Any) -> None:
         "realce-train fit reviews.csv --out bundle. Run it again after an interruption and it goes "
         "on where it stopped; `torchrun --nproc-per-node N -m training fit ...` uses N processes.",
     )
+    _add_run(command)
+    command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
+    command.add_argument("--run-dir", type=Path, help="folder for checkpoints (default: runs/NAME)")
+    command.add_argument(
+        "--start-from",
+        type=Path,
+        help="run folder of an earlier stage to begin with the weights of",
+    )
+    command.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"
+    )
+    command.add_argument("--json", action="store_true", help="print the manifest when done")
+    command.set_defaults(run=_fit)
+
+
+def _add_tune(commands: Any) -> None:
+    command = commands.add_parser(
+        "tune",
+        help="search for the settings that suit the texts",
+        description="Try a run with other settings, again and again, and write the config of the "
+        "one that is best on validation rows; test rows have no say. `realce-train fit --config "
+        "tuned.toml` then makes the bundle. Run it again after an interruption and it goes on "
+        "where it stopped. One process a run folder.",
+    )
+    _add_run(command)
+    command.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="end when N are done, earlier starts included (default: 20, or as --minutes allow)",
+    )
+    command.add_argument(
+        "--minutes", type=float, metavar="M", help="begin no further trial after M minutes"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("tuned.toml"), help="config to write (default: tuned.toml)"
+    )
+    command.add_argument(
+        "--run-dir", type=Path, help="folder of the search (default: runs/NAME-tune)"
+    )
+    command.set_defaults(run=_tune)
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """What says which run it is, and how it is computed and shown."""
     command.add_argument(
         "data",
         nargs="*",
@@ -66,13 +116,6 @@ def _add_fit(commands: Any) -> None:
     command.add_argument("--config", type=Path, help="TOML file of a run; see training/configs")
     command.add_argument(
         "--data-dir", type=Path, default=Path(), help="folder that paths in the config start from"
-    )
-    command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
-    command.add_argument("--run-dir", type=Path, help="folder for checkpoints (default: runs/NAME)")
-    command.add_argument(
-        "--start-from",
-        type=Path,
-        help="run folder of an earlier stage to begin with the weights of",
     )
     _add_columns(command)
     command.add_argument("--name", help="name of the bundle")
@@ -89,8 +132,6 @@ def _add_fit(commands: Any) -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, help="CPU threads of each process")
     command.add_argument("--quiet", action="store_true", help="no progress")
-    command.add_argument("--json", action="store_true", help="print the manifest when done")
-    command.set_defaults(run=_fit)
 
 
 def _add_columns(command: argparse.ArgumentParser) -> None:
@@ -145,7 +186,88 @@ def _add_check(commands: Any) -> None:
     command.set_defaults(run=_check)
 
 
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="compare bundles on an HTML page",
+        description="Compare bundles on one HTML page, plots included, that needs no network.",
+    )
+    command.add_argument(
+        "bundles",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE_OR_RUN",
+        help="folder of a bundle, or one that keeps it in bundle/",
+    )
+    command.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    command.add_argument(
+        "--behaviour",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="what `realce-train check --json FILE` wrote, one for each bundle, in their order",
+    )
+    command.set_defaults(run=_report)
+
+
 def _fit(options: argparse.Namespace) -> int:
+    config, device = _config(options), _device(options)
+    run = options.run_dir or Path("runs") / config.name
+    with ranks(device) as where, contextlib.ExitStack() as stack:
+        display = Display(quiet=options.quiet or not where.first)
+        board = None
+        if options.tensorboard is not None and where.first:
+            with _extra("tensorboard"):
+                from training.tensorboard import Board
+            board = stack.enter_context(Board(options.tensorboard))
+        watch = None if board is None else board.watch
+        start = options.start_from
+        bundle = fit(config, options.data_dir, run, options.out, where, display, start, watch)
+        if bundle is not None and board is not None:
+            board.test(bundle.manifest.metrics)
+    if bundle is not None and options.json:
+        print(bundle.manifest.model_dump_json(indent=2))
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    with _extra("tune"):
+        from training.tune import tune
+    config, device = _config(options), torch.device(_device(options))
+    run = options.run_dir or Path("runs") / f"{config.name}-tune"
+    search = tune(
+        config,
+        options.data_dir,
+        run,
+        options.out,
+        device,
+        Display(quiet=options.quiet),
+        options.trials,
+        options.minutes,
+    )
+    console = Console()
+    console.print(search.table())
+    if importances := search.importances():
+        table = Table("knob", Column("share in the differences", justify="right"))
+        for name, share in importances.items():
+            table.add_row(name, f"{share:.0%}")
+        console.print(table)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    content = page(options.bundles, options.behaviour)
+    try:
+        options.out.write_text(content, encoding="utf-8")
+    except OSError as error:
+        message = f"--out {options.out}: cannot be written: {error.strerror}"
+        raise ConfigError(message) from error
+    return 0
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
     overrides: dict[str, Any] = {}
     for assignment in options.set:
         key, sign, value = assignment.partition("=")
@@ -160,21 +282,30 @@ def _fit(options: argparse.Namespace) -> int:
         overrides["sources"] = [_source(data, options).model_dump() for data in options.data]
     elif options.config is None:
         raise ConfigError("nothing to train on: name a data file or give --config")
-    config = load_config(options.config, overrides)
+    return load_config(options.config, overrides)
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device to compute on, its threads set."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
+    device = str(options.device)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device")
-    run = options.run_dir or Path("runs") / config.name
-    with ranks(device) as where:
-        display = Display(quiet=options.quiet or not where.first)
-        bundle = fit(config, options.data_dir, run, options.out, where, display, options.start_from)
-    if bundle is not None and options.json:
-        print(bundle.manifest.model_dump_json(indent=2))
-    return 0
+    return device
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Around an import of what only the extra `name` installs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{name}: {error.name} is not installed; pip install 'realce[{name}]' installs it"
+        ) from error
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -144,18 +145,32 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not TOML: {error}") from error
-    for key, value in overrides.items():
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[last] = value
+    _lay(values, overrides)
     if path is not None:
         _beside(path, values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path or 'command line'}: {faults(error)}") from error
+
+
+def overlaid(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The same run but for `overrides`, keyed `section.key`."""
+    values = config.model_dump(exclude_unset=True)
+    _lay(values, overrides)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(faults(error)) from error
+
+
+def _lay(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
 
 
 def _beside(config: Path, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,19 @@ from training.evaluate import Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
 from training.progress import Display
 from training.splits import Splits, prepare
-from training.train import Ranks, Trainer
+from training.train import Ranks, Trainer, Watch
 from training.vectors import token_vectors
 
 TOKENIZER_SAMPLE = 60_000  # texts are enough to learn a vocabulary; more only take longer
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a run trains on and chooses with, as ids of its own tokenizer."""
+
+    tokenizer: Tokenizer
+    train: Dataset
+    validation: dict[str, Dataset]
 
 
 def fit(
@@ -39,38 +49,75 @@ def fit(
     where: Ranks,
     display: Display,
     start: Path | None = None,
+    watch: Watch | None = None,
 ) -> Bundle | None:
     """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
 
     `start` is the run folder of an earlier stage, whose tokenizer and best weights this one begins
-    with. Returns the bundle in the first process, None in the others.
+    with; `watch` follows the evaluations. Returns the bundle in the first process, None in the
+    others.
     """
     check_place(out)
     run.mkdir(parents=True, exist_ok=True)
     if start is not None and where.first and not (run / "tokenizer.json").exists():
         shutil.copy(start / "tokenizer.json", run)
     splits = prepare(config, base, display)
+    encoded = encode_splits(config, splits, run, where)
+    alone = start is None and where.first and not Trainer.begun(run)
+    network = untrained(config, splits, encoded, vectors=alone)
+    identity = config.fingerprint
+    if start is not None:
+        identity += _begin_with(network, start / "best.pt")
+    display.say(
+        f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
+        f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
+    )
+    history = trainer(config, splits, encoded, network, identity, run, where).fit(display, watch)
+    if not where.first:
+        return None
+    return finish(config, splits, encoded.tokenizer, network, history, out, where, display)
+
+
+def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) -> Encoded:
+    """Learn the tokenizer, unless `run` keeps it already, and read the rows with it."""
     tokenizer = _tokenizer(config, splits.train.texts, run, where)
+    validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
+    return Encoded(tokenizer, encode(splits.train, tokenizer), validation)
+
+
+def untrained(
+    config: RunConfig, splits: Splits, encoded: Encoded, *, vectors: bool = True
+) -> TextClassifier:
+    """The network as its seed draws it; with token vectors if the run is to have them.
+
+    `vectors=False` leaves these out, where other weights come in their place anyhow.
+    """
     network_config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=encoded.tokenizer.vocab_size,
         classes=len(splits.labels),
         **config.network.model_dump(),
     )
     torch.manual_seed(config.train.seed)
     network = TextClassifier(network_config)
-    identity = config.fingerprint
-    if start is not None:
-        identity += _begin_with(network, start / "best.pt")
-    train = encode(splits.train, tokenizer)
-    if config.train.token_vectors and start is None and where.first and not Trainer.begun(run):
-        _begin_with_vectors(network, train, splits.unlabelled, tokenizer, config.train.seed)
-    validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
-    display.say(
-        f"{len(train):,} rows and {train.lengths.sum():,} tokens to train on, "
-        f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
-    )
+    if config.train.token_vectors and vectors:
+        _begin_with_vectors(
+            network, encoded.train, splits.unlabelled, encoded.tokenizer, config.train.seed
+        )
+    return network
+
+
+def trainer(
+    config: RunConfig,
+    splits: Splits,
+    encoded: Encoded,
+    network: TextClassifier,
+    identity: str,
+    run: Path,
+    where: Ranks,
+) -> Trainer:
+    """The loop over these rows; its checkpoints in `run` are known by `identity`."""
     batches = TrainingBatches(
-        dataset=train,
+        dataset=encoded.train,
         source_of_row=splits.train.sources,
         source_epochs=[source.epochs for source in splits.sources],
         max_batch_tokens=config.train.max_batch_tokens,
@@ -79,13 +126,8 @@ def fit(
         rank=where.rank,
         world_size=where.world_size,
     )
-    trainer = Trainer(
-        network, batches, validation, config.train, f"{identity}-{len(train)}", run, where
-    )
-    history = trainer.fit(display)
-    if not where.first:
-        return None
-    return finish(config, splits, tokenizer, network, history, out, where, display)
+    fingerprint = f"{identity}-{len(encoded.train)}"
+    return Trainer(network, batches, encoded.validation, config.train, fingerprint, run, where)
 
 
 def finish(
@@ -181,10 +223,14 @@ def code_identity() -> str:
 
 
 def _begin_with(network: TextClassifier, path: Path) -> str:
-    """Load the weights of an earlier stage; returns what identifies them."""
+    """Load the weights of an earlier stage, but for a head of other classes; returns what
+    identifies them."""
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if weights["head.bias"].shape != network.head.bias.shape:
+            weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
+        network.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError) as error:
         raise ConfigError(f"{path}: no weights for this network: {error}") from error
     return f"-{sha256(path.read_bytes())[:16]}"
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,9 @@ from training.progress import Display
 
 CHECKPOINT = "checkpoint.pt"
 TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
+
+# Is given a run's history after each evaluation; what it raises ends the run.
+Watch = Callable[[Sequence[dict[str, float]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +134,17 @@ class Trainer:
         """Where the best weights so far are kept."""
         return self.run / "best.pt"
 
-    def fit(self, display: Display) -> list[dict[str, float]]:
+    def fit(self, display: Display, watch: Watch | None = None) -> list[dict[str, float]]:
         """Train to the end or to no more gain; the network then holds the best weights.
 
-        Goes on from the run folder's checkpoint where there is one. Returns one entry an
-        evaluation: step, loss, train_accuracy, learning_rate, validation accuracies, texts_per_s.
+        Goes on from the run folder's checkpoint where there is one; `watch` is then told first what
+        lies behind. Returns one entry an evaluation: step, loss, train_accuracy, learning_rate,
+        validation accuracies, their mean as score, texts_per_s.
         """
         if self.begun(self.run):
             self._restore()
+            if watch is not None and self.progress.history:
+                watch(self.progress.history)
         lengths = [len(self.batches.plan(epoch)) for epoch in range(self.epochs)]
         steps, progress = sum(lengths), self.progress
         meter = Meter()
@@ -153,6 +159,8 @@ class Trainer:
                     epoch_ends = progress.batch == lengths[progress.epoch]
                     if progress.batch % evaluate_every == 0 or epoch_ends:
                         self._evaluate(steps, meter, display)
+                        if watch is not None:
+                            watch(progress.history)
                     elif progress.step % self.config.checkpoint_every_steps == 0:
                         self._save()
                     if self._stalled():

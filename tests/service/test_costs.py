@@ -54,14 +54,19 @@ def test_what_was_not_measured_is_free():
     assert CostTable().of(Variant.FULL).row_s(512) == 0.0
 
 
+TABLE = {Variant.PLAIN: Cost(run_s=9.0, token_s=0.1)}
+
+
 def test_a_new_measurement_moves_the_pace_by_a_tenth():
-    costs = CostTable()
-    costs.observe(Variant.PLAIN, rows_s=2.0, taken_s=4.0)
+    costs = CostTable(TABLE)
+    costs.observe(Variant.PLAIN, lengths=[5, 15], taken_s=4.0)  # 2 s by themselves
     assert costs.pace(Variant.PLAIN) == pytest.approx(1.1)
     assert costs.pace(Variant.FULL) == 1.0
+    assert costs.expect_s(Variant.PLAIN, [10, 20]) == pytest.approx(3.3)
 
 
 def test_a_batch_without_known_cost_teaches_nothing():
     costs = CostTable()
-    costs.observe(Variant.PLAIN, rows_s=0.0, taken_s=4.0)
+    costs.observe(Variant.PLAIN, lengths=[5], taken_s=4.0)
     assert costs.pace(Variant.PLAIN) == 1.0
+    assert costs.expect_s(Variant.PLAIN, [10, 20]) == 0.0

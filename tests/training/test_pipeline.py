@@ -1,0 +1,41 @@
+"""One run begins with the weights of another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.networks import random_network
+from training.config import ConfigError
+from training.pipeline import _begin_with
+
+SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    torch.save(random_network(classes=2, **SHAPE).state_dict(), tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+@pytest.mark.parametrize(("classes", "same_head"), [(2, True), (3, False)])
+def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classes, same_head):
+    network = random_network(classes=classes, **SHAPE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    drawn = network.head.bias.clone()
+    _begin_with(network, stage)
+    before = random_network(classes=2, **SHAPE)
+    assert torch.equal(network.embedding.weight, before.embedding.weight)
+    assert torch.equal(network.pooling.v_proj.weight, before.pooling.v_proj.weight)
+    expected = before.head.bias if same_head else drawn
+    assert torch.equal(network.head.bias, expected)
+
+
+def test_weights_of_another_network_are_refused(stage, tmp_path):
+    wider = random_network(classes=2, **SHAPE | {"d_ff": 48})
+    with pytest.raises(ConfigError, match=r"best\.pt: no weights for this network"):
+        _begin_with(wider, stage)
+    with pytest.raises(ConfigError, match=r"none\.pt: no weights for this network"):
+        _begin_with(wider, tmp_path / "none.pt")
