@@ -83,12 +83,14 @@ def test_its_commands_are_understood(path: Path):
         seen.add(program)
         if program == ".venv/bin/realce":
             service.__main__.parser().parse_args(words)
+        elif program == ".venv/bin/realce-train":
+            training.__main__.parser().parse_args(words)
         elif words[0] == "train":
             arguments = words[1].removeprefix("ARGS=").split()
             training.__main__.parser().parse_args(["fit", *arguments])
         elif "-k" in words:
             assert (ROOT / words[-1] / "kustomization.yaml").exists()
-    assert seen == {".venv/bin/realce", "make", "kubectl"}
+    assert seen == {".venv/bin/realce", ".venv/bin/realce-train", "make", "kubectl"}
 
 
 def test_both_languages_show_the_same_commands():
