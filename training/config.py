@@ -57,6 +57,10 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Averaged weights; 0 turns it off.")
     evaluations_per_epoch: int = Field(1, ge=1)
     patience: int = Field(4, ge=1, description="Evaluations without a better one before the end.")
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which evaluation's weights; last where validation is too small to rank them.",
+    )
     max_steps: int | None = Field(
         None, ge=1, description="Stop here although the schedule goes on: a later stage follows."
     )

@@ -131,11 +131,11 @@ class Trainer:
 
     @property
     def best(self) -> Path:
-        """Where the best weights so far are kept."""
+        """Where the weights to keep are, so far: those of the best evaluation or of the last."""
         return self.run / "best.pt"
 
     def fit(self, display: Display, watch: Watch | None = None) -> list[dict[str, float]]:
-        """Train to the end or to no more gain; the network then holds the best weights.
+        """Train to the end or to no more gain; the network then holds the weights to keep.
 
         Goes on from the run folder's checkpoint where there is one; `watch` is then told first what
         lies behind. Returns one entry an evaluation: step, loss, train_accuracy, learning_rate,
@@ -218,7 +218,7 @@ class Trainer:
             progress.evaluations_without_gain += 1
         entry |= {f"accuracy/{name}": value for name, value in scores.items()}
         progress.history.append(entry | {"score": score})
-        if self.where.first and better:
+        if self.where.first and (better or self.config.keep == "last"):
             torch.save(candidate.state_dict(), self.best.with_suffix(".new"))
             self.best.with_suffix(".new").replace(self.best)
         self._save()
