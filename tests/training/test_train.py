@@ -128,3 +128,13 @@ def test_the_rate_warms_up_and_decays_to_nothing():
 )
 def test_few_rows_are_seen_often_and_many_seldom(tokens, epochs):
     assert passes(tokens) == epochs
+
+
+def test_the_last_weights_are_kept_where_asked_for(tmp_path):
+    done = run(command(tmp_path, "--set", "train.keep=last", "--set", "train.learning_rate=0.3"))
+    assert done.returncode == 0, done.stderr
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    kept = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert len(content["progress"]["history"]) == 3
+    for name, value in kept.items():
+        assert torch.equal(content["states"]["average"][f"module.{name}"], value), name
