@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         keys = self._keys or {field: field for field in self.model_fields_set}
         return _given(keys, name, getattr(self, name))
 
+    def environment(self) -> dict[str, str]:
+        """The environment in which another server would have these settings."""
+        others = {key: one for key, one in os.environ.items() if not key.upper().startswith(PREFIX)}
+        return others | {PREFIX + name.upper(): str(value) for name, value in self}
+
     @field_validator("grpc")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -118,6 +123,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         reasons = (_reason(keys, dict(fault)) for fault in error.errors())
         raise SettingsError("; ".join(reasons)) from error
     settings._keys = keys
+    # A library reads this one. It would hand even one text to a pool of its own threads, which
+    # costs a fifth of encoding it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return settings
 
 

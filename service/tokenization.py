@@ -1,14 +1,10 @@
 """Text to ids without holding up the event loop."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from model.tokenizer import Encoding, Tokenizer
-
-# The library would hand even one text to a pool of its own, which costs a fifth of encoding it.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Below this many characters encoding takes less time than handing it to a thread and back.
 INLINE_CHARACTERS = 1_000

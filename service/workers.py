@@ -7,7 +7,6 @@ one connection stays with one worker.
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ import structlog
 
 from service.ort_backend import cpu_quota
 from service.server import StartError
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 LAST_WORD_S = 5.0  # beyond its grace, until a worker that will not end is killed
 
@@ -35,7 +34,7 @@ async def run_workers(settings: Settings) -> int:
     with reserve(settings) as address:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        environment = worker_environment(settings, address)
+        environment = worker_settings(settings, address).environment()
         workers = [await _start(environment) for _ in range(settings.workers)]
         log.info("workers", address=address, pids=[worker.pid for worker in workers])
         stop = asyncio.ensure_future(stopping.wait())
@@ -51,18 +50,11 @@ async def run_workers(settings: Settings) -> int:
         return code
 
 
-def worker_environment(settings: Settings, address: str) -> dict[str, str]:
-    """The environment of one worker: all settings, its address and its share of the CPUs."""
-    share = settings.model_copy(
-        update={
-            "grpc": address,
-            "workers": 1,
-            "reuse_port": True,
-            "threads": max(1, (settings.threads or cpu_quota()) // settings.workers),
-        }
-    )
-    others = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    return others | {PREFIX + name.upper(): str(value) for name, value in share}
+def worker_settings(settings: Settings, address: str) -> Settings:
+    """The settings of one worker: the same, but for its address and its share of the CPUs."""
+    share = max(1, (settings.threads or cpu_quota()) // settings.workers)
+    changed = {"grpc": address, "workers": 1, "reuse_port": True, "threads": share}
+    return settings.model_copy(update=changed)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 from service.client import Classifier
 from service.server import StartError
 from service.settings import Settings, load_settings
-from service.workers import reserve, worker_environment
+from service.workers import reserve, worker_settings
 
 COMMAND = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0", "--device", "cpu"]
 
@@ -90,7 +90,7 @@ def test_a_worker_gets_every_setting_and_its_share_of_the_threads(monkeypatch):
     monkeypatch.setenv("REALCE_MAX_TEXTS", "7")
     monkeypatch.setenv("OTHER", "kept")
     settings = load_settings({"workers": 3, "threads": 8, "reflection": True})
-    environment = worker_environment(settings, "127.0.0.1:7")
+    environment = worker_settings(settings, "127.0.0.1:7").environment()
     assert environment["OTHER"] == "kept"
     monkeypatch.undo()
     for key, value in environment.items():
