@@ -1,9 +1,11 @@
 """What the trainer sees while a run is under way."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,8 +16,42 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-if TYPE_CHECKING:
-    from training.train import Meter
+from training.batches import TrainingBatch
+
+
+class Meter:
+    """Loss, accuracy and speed since it was last read."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.loss_sum, self.correct, self.seen, self.texts, self.steps = 0.0, 0, 0, 0, 0
+        self.since_s = time.monotonic()
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: TrainingBatch) -> None:
+        """Count one step."""
+        share = len(batch.labels) / batch.rows
+        self.loss_sum += float(loss) / max(share, 1e-9)
+        self.correct += int((logits.argmax(1) == batch.labels).sum())
+        self.seen += len(batch.labels)
+        self.texts += batch.rows
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Means so far, nothing reset."""
+        elapsed_s = max(time.monotonic() - self.since_s, 1e-9)
+        return {
+            "loss": self.loss_sum / max(self.steps, 1),
+            "train_accuracy": self.correct / max(self.seen, 1),
+            "texts_per_s": self.texts / elapsed_s,
+        }
+
+    def take(self) -> dict[str, float]:
+        """Means so far; counting begins anew."""
+        values = self.read()
+        self._reset()
+        return values
 
 
 class StepBar:
@@ -24,7 +60,7 @@ class StepBar:
     def __init__(self, bar: Progress, task: Any, console: Console) -> None:
         self._bar, self._task, self._console, self._steps = bar, task, console, 0
 
-    def advance(self, meter: "Meter") -> None:
+    def advance(self, meter: Meter) -> None:
         """One step more; figures as of now."""
         now = meter.read()
         figures = (

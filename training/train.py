@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.evaluate import predict
 from training.objectives import classification_loss, drop_tokens
-from training.progress import Display
+from training.progress import Display, Meter
 
 CHECKPOINT = "checkpoint.pt"
 TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
@@ -174,7 +173,7 @@ class Trainer:
         self.network.load_state_dict(best)
         return progress.history
 
-    def _step(self, batch: TrainingBatch, steps: int, meter: "Meter") -> None:
+    def _step(self, batch: TrainingBatch, steps: int, meter: Meter) -> None:
         config, progress = self.config, self.progress
         # Each step seeds its own dropout: a run that goes on draws what it would have drawn.
         torch.manual_seed((self.batches.seed * 1_000_003 + progress.step) * 4096 + self.where.rank)
@@ -196,7 +195,7 @@ class Trainer:
         meter.add(loss.detach(), logits.detach(), batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
 
-    def _evaluate(self, steps: int, meter: "Meter", display: Display) -> None:
+    def _evaluate(self, steps: int, meter: Meter, display: Display) -> None:
         progress = self.progress
         averaged = cast("TextClassifier", self.average.module)
         candidate = averaged if self.config.ema_decay else self.network
@@ -246,38 +245,3 @@ class Trainer:
         self.network.load_state_dict(states["network"])
         self.average.load_state_dict(states["average"])
         self.optimizer.load_state_dict(states["optimizer"])
-
-
-class Meter:
-    """Loss, accuracy and speed since it was last read."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.loss_sum, self.correct, self.seen, self.texts, self.steps = 0.0, 0, 0, 0, 0
-        self.since_s = time.monotonic()
-
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: TrainingBatch) -> None:
-        """Count one step."""
-        share = len(batch.labels) / batch.rows
-        self.loss_sum += float(loss) / max(share, 1e-9)
-        self.correct += int((logits.argmax(1) == batch.labels).sum())
-        self.seen += len(batch.labels)
-        self.texts += batch.rows
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Means so far, nothing reset."""
-        elapsed_s = max(time.monotonic() - self.since_s, 1e-9)
-        return {
-            "loss": self.loss_sum / max(self.steps, 1),
-            "train_accuracy": self.correct / max(self.seen, 1),
-            "texts_per_s": self.texts / elapsed_s,
-        }
-
-    def take(self) -> dict[str, float]:
-        """Means so far; counting begins anew."""
-        values = self.read()
-        self._reset()
-        return values
