@@ -258,13 +258,16 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    content = page(options.bundles, options.behaviour)
-    try:
-        options.out.write_text(content, encoding="utf-8")
-    except OSError as error:
-        message = f"--out {options.out}: cannot be written: {error.strerror}"
-        raise ConfigError(message) from error
+    _write("--out", options.out, page(options.bundles, options.behaviour))
     return 0
+
+
+def _write(flag: str, path: Path, content: str) -> None:
+    """Write what a command was asked for; raises `ConfigError` naming flag and path."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -325,13 +328,8 @@ def _check(options: argparse.Namespace) -> int:
     reports = check(read_bundle(options.bundle), options.suite)
     if options.json is not None:
         content = [{"suite": path.name} | report.to_json() for path, report in reports.items()]
-        try:
-            options.json.write_text(
-                json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-        except OSError as error:
-            message = f"--json {options.json}: cannot be written: {error.strerror}"
-            raise ConfigError(message) from error
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        _write("--json", options.json, text)
     console = Console()
     for path, report in reports.items():
         console.print(report.table(path.stem))

@@ -145,10 +145,9 @@ def finish(
     if half:
         halve_weights(network)
     logits = _logits(splits.validation, tokenizer, network, where)
-    temperature = fit_temperature(
-        np.concatenate(list(logits.values())), concatenate(list(splits.validation.values())).labels
-    )
-    threshold = abstention_threshold(softmax(np.concatenate(list(logits.values())), temperature))
+    pooled = np.concatenate(list(logits.values()))
+    temperature = fit_temperature(pooled, concatenate(list(splits.validation.values())).labels)
+    threshold = abstention_threshold(softmax(pooled, temperature))
     probabilities = {
         name: softmax(values, temperature)
         for name, values in _logits(splits.test, tokenizer, network, where).items()

@@ -21,6 +21,7 @@ READY = "READY\n"
 SPARE_S = 90.0  # beyond its seconds, for the answers that are still to come
 LEAD_S = 1.0  # of a load beside another
 SETTLE_S = 0.3  # between two phases, for what the last one left running
+RAW, UNBATCHED = "raw loop", "grpc.aio, unbatched"
 LOOPBACK = ("--grpc", "127.0.0.1:0", "--device", "cpu")
 
 Key = tuple[str, str, str]  # system, bundle, load
@@ -107,6 +108,19 @@ class Bench:
         """Another server, one of `tests.benchmarks.peers`."""
         command = [sys.executable, "-m", f"tests.benchmarks.peers.{name}", *flags]
         return Process([*command, "--bundle", str(bundle)])
+
+    def systems(self, name: str, bundle: Path) -> dict[str, Process]:
+        """Ours and its peers on a bundle; on the first one ours without a backend, too."""
+        systems = {
+            "realce": self.serve(bundle),
+            UNBATCHED: self.peer("unbatched", bundle),
+            f"{UNBATCHED}, 1 thread": self.peer("unbatched", bundle, "--threads", "1"),
+        }
+        if self.installed("mosec"):
+            systems["mosec"] = self.peer("mosec", bundle)
+        if (name, bundle) == self.first:
+            systems["realce, null backend"] = self.measured(bundle, "null")
+        return systems
 
     def installed(self, package: str) -> bool:
         """Whether a peer's package is there; says so where it is not."""

@@ -8,6 +8,7 @@ all that has reached the backend so far, and what the engine itself says of its 
 
 import argparse
 import json
+import math
 import signal
 import sys
 import threading
@@ -109,6 +110,13 @@ def watch_engines(replace: Callable[[type[Engine]], None]) -> list[Engine]:
 
     replace(NotedEngine)
     return engines
+
+
+def padding(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
+    """The share of the tokens computed in between that was padding."""
+    computed = after["padded_tokens"] - before["padded_tokens"]
+    real = after["tokens"] - before["tokens"]
+    return {"padding_share": 1 - real / computed if computed else math.nan}
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ import pytest
 from tests.benchmarks.bench import as_flags
 from tests.benchmarks.calls import Call
 from tests.benchmarks.scenarios.coldstart import costs
-from tests.benchmarks.scenarios.mixed import padding
 from tests.benchmarks.scenarios.overload import judge
+from tests.benchmarks.server import padding
 
 
 def probes(first: float, last: float, seconds: float, code: str = "OK") -> list[Call]:

@@ -4,7 +4,7 @@ import contextlib
 import operator
 from functools import partial
 
-from tests.benchmarks.bench import Bench, Key, Phase
+from tests.benchmarks.bench import RAW, UNBATCHED, Bench, Key, Phase
 from tests.benchmarks.report import Result
 
 TEXTS = 64
@@ -17,7 +17,6 @@ SHOWN: tuple[str, ...] = (
     "times_raw",
     "p50_ms",
 )
-RAW, UNBATCHED = "raw loop", "grpc.aio, unbatched"
 
 
 def run(bench: Bench) -> Result:
@@ -25,16 +24,7 @@ def run(bench: Bench) -> Result:
     phases: dict[Key, Phase] = {}
     with contextlib.ExitStack() as stack:
         for name, folder in bench.bundles.items():
-            systems = {
-                "realce": bench.serve(folder),
-                UNBATCHED: bench.peer("unbatched", folder),
-                f"{UNBATCHED}, 1 thread": bench.peer("unbatched", folder, "--threads", "1"),
-            }
-            if bench.installed("mosec"):
-                systems["mosec"] = bench.peer("mosec", folder)
-            if (name, folder) == bench.first:
-                systems["realce, null backend"] = bench.measured(folder, "null")
-            for system, server in systems.items():
+            for system, server in bench.systems(name, folder).items():
                 stack.enter_context(server)
                 bench.warm_up(server, per_call=TEXTS)
                 phases[system, name, CALLS] = partial(

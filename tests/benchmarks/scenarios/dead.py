@@ -8,7 +8,7 @@ from tests.benchmarks.bench import Bench, Key, Phase
 from tests.benchmarks.figures import Figures
 from tests.benchmarks.process import Process
 from tests.benchmarks.report import Result
-from tests.benchmarks.server import COUNTED, COUNTERS
+from tests.benchmarks.server import COUNTED, COUNTERS, padding
 
 TEXTS, CALLERS = 8, 16
 FACTOR, DEADLINE_S, CANCEL_SHARE, CANCEL_AFTER_S = 2.0, 1.0, 0.5, 0.2
@@ -72,10 +72,13 @@ class Desertion:
         after = self._server.ask(COUNTED)
         gained = {name: after[name] - before[name] for name in COUNTERS}
         computed, answered = gained["rows"], figures["texts_ok"]
-        return figures | {
-            "computed": computed,
-            "answered": answered,
-            "engine_answered": gained["engine_answered"],
-            "wasted_share": 1 - answered / computed if computed else math.nan,
-            "padding_share": 1 - gained["tokens"] / max(gained["padded_tokens"], 1),
-        }
+        return (
+            figures
+            | padding(before, after)
+            | {
+                "computed": computed,
+                "answered": answered,
+                "engine_answered": gained["engine_answered"],
+                "wasted_share": 1 - answered / computed if computed else math.nan,
+            }
+        )

@@ -8,7 +8,7 @@ from tests.benchmarks.bench import LEAD_S, Bench, Key, Load, Phase
 from tests.benchmarks.figures import Figures
 from tests.benchmarks.process import Process
 from tests.benchmarks.report import Result
-from tests.benchmarks.server import COUNTED
+from tests.benchmarks.server import COUNTED, padding
 
 CALLERS, TEXTS, WINDOW = 16, 64, 2
 UNARY_SHARE = 0.2  # of the capacity
@@ -74,10 +74,3 @@ class Mixture:
         with bench.load(self._server, mode, **bulk, **flags) as beside:
             figures = self.unary(beside)
             return figures | {"bulk_per_s": beside.finish()["texts_per_s"]}
-
-
-def padding(before: dict[str, int], after: dict[str, int]) -> Figures:
-    """The share of the tokens computed in between that was padding."""
-    computed = after["padded_tokens"] - before["padded_tokens"]
-    real = after["tokens"] - before["tokens"]
-    return {"padding_share": 1 - real / computed if computed else math.nan}

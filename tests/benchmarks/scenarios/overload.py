@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks.bench import Bench, Key, Phase
+from tests.benchmarks.bench import UNBATCHED, Bench, Key, Phase
 from tests.benchmarks.calls import REFUSALS, Call, read_trace
 from tests.benchmarks.figures import Figures, percentile, recovery
 from tests.benchmarks.process import Process
@@ -41,7 +41,7 @@ def run(bench: Bench) -> Result:
     with contextlib.ExitStack() as stack:
         systems = {
             "realce": bench.serve(folder),
-            "grpc.aio, unbatched": bench.peer("unbatched", folder),
+            UNBATCHED: bench.peer("unbatched", folder),
         }
         for system, server in systems.items():
             stack.enter_context(server)

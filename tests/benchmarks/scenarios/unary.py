@@ -4,7 +4,7 @@ import contextlib
 import operator
 from functools import partial
 
-from tests.benchmarks.bench import Bench, Key, Phase
+from tests.benchmarks.bench import RAW, UNBATCHED, Bench, Key, Phase
 from tests.benchmarks.report import Result
 
 CALLERS = 64
@@ -18,7 +18,7 @@ SHOWN: tuple[str, ...] = (
     "times_raw",
 )
 SHOWN += ("p50_ms", "p50_over_raw_ms", "p99_ms", "rss_mb")
-RAW, UNBATCHED, EMPTY = "raw loop", "grpc.aio, unbatched", "empty grpc.aio method"
+EMPTY = "empty grpc.aio method"
 
 
 def run(bench: Bench) -> Result:
@@ -26,15 +26,8 @@ def run(bench: Bench) -> Result:
     phases: dict[Key, Phase] = {}
     with contextlib.ExitStack() as stack:
         for name, folder in bench.bundles.items():
-            systems = {
-                "realce": bench.serve(folder),
-                UNBATCHED: bench.peer("unbatched", folder),
-                f"{UNBATCHED}, 1 thread": bench.peer("unbatched", folder, "--threads", "1"),
-            }
-            if bench.installed("mosec"):
-                systems["mosec"] = bench.peer("mosec", folder)
+            systems = bench.systems(name, folder)
             if (name, folder) == bench.first:
-                systems["realce, null backend"] = bench.measured(folder, "null")
                 systems[EMPTY] = bench.peer("empty", folder)
             for system, server in systems.items():
                 stack.enter_context(server)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from model.bundle import read_bundle
+from model.bundle import Bundle, read_bundle
+from model.config import ModelConfig
 from tests.benchmarks.bench import Bench, Key, Phase
 from tests.benchmarks.figures import Figures
 from tests.benchmarks.report import Result
@@ -34,13 +34,14 @@ SHOWN += ("tensor_bytes", "rss_mb")
 def run(bench: Bench) -> Result:
     """The same texts with each set of views."""
     name, folder = bench.first
-    lengths = token_counts(bench, folder)
+    bundle = read_bundle(folder)
+    lengths = token_counts(bench, bundle)
     with bench.serve(folder) as server:
         bench.warm_up(server, views=["attentions"])
 
         def measure(flags: dict[str, Any]) -> Figures:
             figures = bench.measure(server, "closed", callers=CALLERS, **flags)
-            return figures | {"tensor_bytes": tensor_bytes(folder, lengths, flags)}
+            return figures | {"tensor_bytes": tensor_bytes(bundle.manifest.config, lengths, flags)}
 
         phases: dict[Key, Phase] = {
             ("realce", name, load): partial(measure, flags) for load, flags in LOADS.items()
@@ -51,17 +52,16 @@ def run(bench: Bench) -> Result:
     return result
 
 
-def token_counts(bench: Bench, bundle: Path) -> list[int]:
+def token_counts(bench: Bench, bundle: Bundle) -> list[int]:
     """How many tokens each text has."""
     options = bench.options
     texts = chosen(options.texts, options.count, seed=options.seed)
-    encodings = read_bundle(bundle).tokenizer.encode_batch(texts, offsets=False)
+    encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
     return [len(one.input_ids) for one in encodings]
 
 
-def tensor_bytes(bundle: Path, lengths: list[int], flags: dict[str, Any]) -> float:
+def tensor_bytes(config: ModelConfig, lengths: list[int], flags: dict[str, Any]) -> float:
     """Bytes of the tensors asked for, a text: what the wire cannot do without."""
-    config = read_bundle(bundle).manifest.config
     elements: dict[str, Callable[[int], int]] = {
         "evidence": lambda s: s * config.classes,
         "contributions": lambda s: s * config.classes,
