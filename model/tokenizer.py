@@ -1,25 +1,36 @@
 """Text to token ids and back to the characters they came from."""
 
+import bisect
+import functools
+import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import regex
-from tokenizers import (
-    Encoding as RawEncoding,
-)
-from tokenizers import (
-    Tokenizer as RawTokenizer,
-)
+from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 PAD, UNK, MASK = "[PAD]", "[UNK]", "[MASK]"
 PAD_ID, UNK_ID, MASK_ID = 0, 1, 2
 
+KNOWN_WORDS = 1 << 16  # kept with their pieces: of what people write, all but a few in a hundred
+LONGEST_KNOWN = 32  # characters of a word that is kept, so that what is kept stays small
+
+# What has no white space is read in parts: the library takes seconds for a word of a megabyte.
+_WORD = re.compile(r"\S{1,256}")
 _GRAPHEME = regex.compile(r"\X")
+
+
+class Word(NamedTuple):
+    """A word's pieces: their ids, and where in the word each starts and ends, in code points."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +50,9 @@ class Encoding:
 class Tokenizer:
     """Subword tokenizer (Unigram, Kudo 2018) over NFC text, accents kept, case folded.
 
-    Words keep the space before them as a mark, so that offsets stay exact. Truncation is set once,
-    here; padding belongs to whoever forms the batch.
+    No piece reaches beyond the white space around a word, so a text is read word by word, and a
+    word seen before is looked up: a tenth of the time. Words keep the space before them as a mark,
+    so that offsets stay exact. Truncation happens here; padding belongs to whoever forms the batch.
     """
 
     def __init__(self, raw: RawTokenizer, max_tokens: int) -> None:
@@ -50,11 +62,11 @@ class Tokenizer:
                     f"tokenizer: {token} must have id {token_id}, has {raw.token_to_id(token)}"
                 )
         raw.no_padding()
+        raw.no_truncation()
         # A caller who writes "[PAD]" means the word.
         raw.encode_special_tokens = True
-        # One more than the limit, so that a cut is seen; no text pays for more than that.
-        raw.enable_truncation(max_tokens + 1)
         self._raw = raw
+        self._known = functools.lru_cache(KNOWN_WORDS)(self._read)
         self.max_tokens = max_tokens
 
     @classmethod
@@ -93,38 +105,53 @@ class Tokenizer:
 
     def to_json(self) -> bytes:
         """The content of `tokenizer.json`, the same for the same vocabulary."""
-        raw = RawTokenizer.from_str(self._raw.to_str())
-        raw.no_truncation()
-        return str(raw.to_str(pretty=False)).encode()
+        return str(self._raw.to_str(pretty=False)).encode()
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces, special tokens included."""
         return int(self._raw.get_vocab_size(with_added_tokens=True))
 
-    def encode_batch(self, texts: Sequence[str], *, offsets: bool) -> list[Encoding]:
-        """Encode `texts`; offsets cost time, so they are made only when asked for.
+    def encode_batch(self, texts: Iterable[str], *, offsets: bool) -> list[Encoding]:
+        """Encode each of `texts` as `encode` does."""
+        return [self.encode(text, offsets=offsets) for text in texts]
 
-        The library lets go of the interpreter lock meanwhile. A text of nothing but white space
-        reads as one unknown token.
+    def encode(self, text: str, *, offsets: bool) -> Encoding:
+        """Encode a text; offsets cost time, so they are made only when asked for.
+
+        A text of nothing but white space reads as one unknown token.
         """
-        encode = self._raw.encode_batch if offsets else self._raw.encode_batch_fast
-        encodings = encode(list(texts), add_special_tokens=False)
-        return [
-            self._encoding(text, raw, offsets) for text, raw in zip(texts, encodings, strict=True)
-        ]
+        most = self.max_tokens
+        if text.isascii():  # where folding now is what the library would do, and saves it words
+            text = text.lower()
+        if offsets:
+            return self._encode_with_offsets(text)
+        every = itertools.chain.from_iterable(self._word(word).ids for word in _WORD.findall(text))
+        ids = list(itertools.islice(every, most + 1))
+        return Encoding(np.array(ids[:most] or [UNK_ID], np.int64), None, len(ids) > most)
 
-    def _encoding(self, text: str, raw: RawEncoding, offsets: bool) -> Encoding:
-        ids = raw.ids
+    def _encode_with_offsets(self, text: str) -> Encoding:
+        most = self.max_tokens
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for match in _WORD.finditer(text):
+            word, at = self._word(match[0]), match.start()
+            ids += word.ids
+            spans += [(at + start, at + end) for start, end in word.spans]
+            if len(ids) > most:
+                break
         if not ids:
-            span = np.array([[0, len(text)]], dtype=np.int64) if offsets else None
-            return Encoding(np.array([UNK_ID], dtype=np.int64), span, truncated=False)
-        kept = min(len(ids), self.max_tokens)
+            ids, spans = [UNK_ID], [(0, len(text))]
         return Encoding(
-            input_ids=np.array(ids[:kept], dtype=np.int64),
-            offsets=_whole_characters(text, raw.offsets[:kept]) if offsets else None,
-            truncated=len(ids) > self.max_tokens,
+            np.array(ids[:most], np.int64), np.array(spans[:most], np.int64), len(ids) > most
         )
+
+    def _word(self, word: str) -> Word:
+        return self._known(word) if len(word) <= LONGEST_KNOWN else self._read(word)
+
+    def _read(self, word: str) -> Word:
+        raw = self._raw.encode(word, add_special_tokens=False)
+        return Word(tuple(raw.ids), tuple(_whole_characters(word, raw.offsets)))
 
 
 def _settled(vocabulary: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -146,19 +173,12 @@ def _settled(vocabulary: list[tuple[str, float]]) -> list[tuple[str, float]]:
     )
 
 
-def _whole_characters(text: str, spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Grow spans [S, 2] to grapheme clusters (Unicode UAX 29) and off any white space they hold."""
-    offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    for row in offsets:
-        start, end = row
-        while start < end and text[start].isspace():
-            start += 1
-        while end > start and text[end - 1].isspace():
-            end -= 1
-        row[:] = start, end
-    if text.isascii():
-        return offsets
-    bounds = np.array([0, *(match.end() for match in _GRAPHEME.finditer(text))], dtype=np.int64)
-    starts = bounds[np.searchsorted(bounds, offsets[:, 0], side="right") - 1]
-    ends = bounds[np.searchsorted(bounds, offsets[:, 1], side="left")]
-    return np.stack([starts, ends], axis=1)
+def _whole_characters(word: str, spans: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    """Grow spans to grapheme clusters (Unicode UAX 29)."""
+    if word.isascii():
+        return spans
+    bounds = [0, *(match.end() for match in _GRAPHEME.finditer(word))]
+    return [
+        (bounds[bisect.bisect_right(bounds, start) - 1], bounds[bisect.bisect_left(bounds, end)])
+        for start, end in spans
+    ]

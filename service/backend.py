@@ -15,10 +15,15 @@ class BackendGone(RuntimeError):
 
 
 class Backend(Protocol):
-    """Runs batches. `run` is called from worker threads, `parallel` of them at most at a time."""
+    """Runs batches. `run` is called from worker threads, `parallel` of them at most at a time.
+
+    Of a `prompt` backend a small batch takes as long as expected and no longer, so that it may run
+    on the event loop: true of a CPU, not of a device whose driver may hang.
+    """
 
     provider: str
     parallel: int
+    prompt: bool
 
     def warm_up(self) -> None:
         """Run every variant once, so that no caller pays for a first time."""

@@ -2,7 +2,8 @@
 
 There is no timer: a device thread that is free takes the best batch there is at that moment, so
 batches grow exactly while all threads are busy. The loop queues and answers; the threads choose,
-compute and fill.
+compute and fill. What is little enough the loop computes itself, where a hand-over to a thread and
+back would take longer or find nobody else to serve meanwhile.
 """
 
 import asyncio
@@ -21,6 +22,11 @@ from service.errors import BackendFailed, DeadlineExceeded, RealceError, Unavail
 from service.scheduler import Scheduler
 from service.types import Variant
 from service.views import cut
+
+# Seconds of work that the loop does itself, if the backend is prompt and idle: a lone call may hold
+# up those who come meanwhile for so long; of several, no more than handing them over would take.
+LONE_S, LITTLE_S = 5e-3, 2e-4
+LOOP = -1  # the loop among the threads
 
 log = structlog.get_logger("realce.batcher")
 
@@ -57,6 +63,7 @@ class Batcher:
         self._hang_s, self._clock = hang_s, clock
         self._loop = asyncio.get_running_loop()
         self._refusal: Unavailable | None = None
+        self._dispatching = False
         # Guards the scheduler and what is running; held for microseconds.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -80,7 +87,9 @@ class Batcher:
         entry.future = self._loop.create_future()
         with self._lock:
             self._scheduler.add(entry)
-            self._work.notify()
+        if not self._dispatching:
+            self._dispatching = True
+            self._loop.call_soon(self._dispatch)
         return entry.future
 
     def forget(self, entry: Entry) -> None:
@@ -116,16 +125,40 @@ class Batcher:
         if not self._refusal:
             self._heartbeat = self._loop.call_later(self._hang_s / 4, self._beat)
 
+    def _dispatch(self) -> None:
+        """On the loop, once all calls of this turn are queued: see that they are computed."""
+        self._dispatching = False
+        with self._lock:
+            if not self._little():
+                self._work.notify()
+                return
+        while self._scheduler.queued_tokens:
+            with self._lock:
+                batch, expired = self._take(LOOP)
+            self._settle(self._compute(batch, LOOP) if batch else [], expired)
+
+    def _little(self) -> bool:
+        """Is all that waits less work than giving it to the threads?"""
+        if self._running or not self._backend.prompt:
+            return False
+        most_s = LONE_S if self._scheduler.queued_calls == 1 else LITTLE_S
+        return self._scheduler.queued_s <= most_s
+
+    def _take(self, number: int) -> tuple[Batch | None, list[Entry]]:
+        """The best batch, now running on thread `number`, and who has come too late."""
+        batch, expired = self._scheduler.next_batch()
+        if batch is not None:
+            self._running[number] = (batch, self._clock())
+        return batch, expired
+
     def _device(self, number: int) -> None:
         """A device thread: take a batch, run it, hand what came of it to the loop."""
         while not self._refusal:
             with self._lock:
-                batch, expired = self._scheduler.next_batch()
-                if batch is not None:
-                    self._running[number] = (batch, self._clock())
-                    if self._scheduler.queued_tokens:
-                        self._work.notify()  # a call of many rows wakes one thread after another
-                elif not expired and not self._refusal:
+                batch, expired = self._take(number)
+                if self._scheduler.queued_tokens:
+                    self._work.notify()  # a call of many rows wakes one thread after another
+                elif not batch and not expired and not self._refusal:
                     self._work.wait()
             outcomes = self._compute(batch, number) if batch else []
             if outcomes or expired:

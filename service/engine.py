@@ -14,7 +14,7 @@ from service.batch import Entry
 from service.batcher import Batcher
 from service.errors import Unavailable
 from service.scheduler import Scheduler
-from service.tokenization import Tokenization
+from service.tokenization import encode
 from service.types import ModelDescription, Prediction, Token, ViewRequest
 from service.views import check_answer_bytes
 
@@ -60,7 +60,7 @@ class Engine:
         self._backend = backend
         self._max_answer_bytes = max_answer_bytes
         self._notify_failure = on_failure
-        self._tokenization = Tokenization(bundle.tokenizer)
+        self._tokenizer = bundle.tokenizer
         self._tokenizing_characters = 0
         self._calls = 0
         self._idle = asyncio.Event()
@@ -132,7 +132,7 @@ class Engine:
         self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline, compute_s)
         self._tokenizing_characters += characters
         try:
-            return await self._tokenization.encode(texts, offsets=bool(request.views))
+            return await encode(self._tokenizer, texts, offsets=bool(request.views))
         finally:
             self._tokenizing_characters -= characters
 
@@ -159,7 +159,6 @@ class Engine:
         """Fail what is left and let go of all threads."""
         self.ready = False
         self._batcher.close()
-        self._tokenization.close()
 
     def _fail(self) -> None:
         self.ready = False

@@ -37,6 +37,7 @@ class OrtBackend:
         """`threads` 0 takes the CPU quota of this process. Raises `DeviceError`."""
         self.provider = choose_provider(device)
         self.parallel = 1 if self.provider == CUDA else threads or cpu_quota()
+        self.prompt = self.provider == CPU
         self._sessions = {v: self._session(graph, v) for v in Variant}
 
     def _session(self, graph: onnx.ModelProto, variant: Variant) -> onnxruntime.InferenceSession:

@@ -59,15 +59,20 @@ class Scheduler:
         self.parallel = parallel
         self.costs = costs or CostTable()
         self.queued_tokens = 0
-        self._queued_s = 0.0
+        self.queued_s = 0.0
         self._calls: dict[Entry, None] = {}  # those that wait, by turn
         self._lanes: dict[Variant, dict[int, Lane]] = {variant: {} for variant in Variant}
         self._deadlines: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
 
+    @property
+    def queued_calls(self) -> int:
+        """Calls that wait with all or a part of their rows."""
+        return len(self._calls)
+
     def wait_s(self) -> float:
         """Seconds until all that is queued is computed, by the speed seen lately."""
-        return self._queued_s / self.parallel
+        return self.queued_s / self.parallel
 
     def check(self, tokens: int, deadline: float | None, compute_s: float = 0.0) -> None:
         """Refuse what there is no room or no time for, before any work is done for it.
@@ -89,7 +94,7 @@ class Scheduler:
                 raise DeadlineExceeded("the deadline had passed before work began")
             # What is computed and then comes too late is work lost to those who could be answered.
             most_s = left_s * HEADROOM
-            if self._queued_s + compute_s <= most_s * self.parallel or not self.queued_tokens:
+            if self.queued_s + compute_s <= most_s * self.parallel or not self.queued_tokens:
                 return
             answer_s = (self._ahead_s(tokens) + compute_s) / self.parallel
             if answer_s > most_s:
@@ -253,7 +258,7 @@ class Scheduler:
         entry.waiting_s += seconds
         self.queued_tokens += tokens
         # What rounding leaves behind must not outlast the queue.
-        self._queued_s = self._queued_s + seconds if self.queued_tokens else 0.0
+        self.queued_s = self.queued_s + seconds if self.queued_tokens else 0.0
 
     def _ahead_s(self, tokens: int) -> float:
         """Seconds of work ahead of a new call of so many tokens: a batch a turn, in turn."""

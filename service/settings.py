@@ -123,9 +123,6 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         reasons = (_reason(keys, dict(fault)) for fault in error.errors())
         raise SettingsError("; ".join(reasons)) from error
     settings._keys = keys
-    # A library reads this one. It would hand even one text to a pool of its own threads, which
-    # costs a fifth of encoding it.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return settings
 
 

@@ -28,8 +28,8 @@ class FakeBackend:
 
     provider = "FakeExecutionProvider"
 
-    def __init__(self, parallel: int = 1) -> None:
-        self.parallel = parallel
+    def __init__(self, parallel: int = 1, *, prompt: bool = False) -> None:
+        self.parallel, self.prompt = parallel, prompt
         self.batches: list[list[list[int]]] = []
         self.gone = False
         self.broken = False

@@ -3,8 +3,9 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RawTokenizer
 
-from model.tokenizer import MASK_ID, PAD_ID, UNK_ID, Tokenizer
+from model.tokenizer import LONGEST_KNOWN, MASK_ID, PAD_ID, UNK_ID, Tokenizer
 
 TEXTS = [
     "O café estava ótimo, não gostei do pão.",
@@ -13,6 +14,7 @@ TEXTS = [
     "not good not bad, good bad café pão",
 ] * 5
 TOKENIZER = Tokenizer.train(TEXTS, vocab_size=120, max_tokens=12)
+LONG_TOKENIZER = Tokenizer.from_json(TOKENIZER.to_json(), max_tokens=1000)
 
 
 def pieces(text: str) -> list[str]:
@@ -58,6 +60,35 @@ def test_offsets_change_no_ids():
     (without,) = TOKENIZER.encode_batch(["café bom, não?"], offsets=False)
     assert with_offsets.input_ids.tolist() == without.input_ids.tolist()
     assert without.offsets is None
+
+
+@given(st.lists(st.text("aZé'.,!-3İΣ\u0301▁👍🏽[K", min_size=1, max_size=9), max_size=9))
+def test_reading_word_by_word_is_reading_the_whole(words):
+    text = " ".join(words)
+    whole = RawTokenizer.from_str(TOKENIZER.to_json().decode())
+    whole.encode_special_tokens = True
+    expected = whole.encode(text, add_special_tokens=False)
+    encoding = LONG_TOKENIZER.encode(text, offsets=True)
+    assert encoding.input_ids.tolist() == (expected.ids or [UNK_ID])
+    assert LONG_TOKENIZER.encode(text, offsets=False).input_ids.tolist() == (
+        expected.ids or [UNK_ID]
+    )
+
+
+def test_a_word_without_end_is_read_in_parts():
+    ids = LONG_TOKENIZER.encode("." * 600, offsets=False).input_ids.tolist()
+    word, stop = ids[:2]
+    assert ids == [word, *[stop] * 256, word, *[stop] * 256, word, *[stop] * 88]
+
+
+def test_what_is_kept_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr("model.tokenizer.KNOWN_WORDS", 8)
+    tokenizer = Tokenizer.from_json(TOKENIZER.to_json(), max_tokens=12)
+    before = [tokenizer.encode(f"bom{i}", offsets=False).input_ids.tolist() for i in range(20)]
+    tokenizer.encode("x" * (LONGEST_KNOWN + 1), offsets=False)
+    assert tokenizer._known.cache_info().currsize == 8
+    again = [tokenizer.encode(f"bom{i}", offsets=False).input_ids.tolist() for i in range(20)]
+    assert again == before
 
 
 @pytest.mark.parametrize(("stops", "truncated"), [(11, False), (12, True), (100, True)])

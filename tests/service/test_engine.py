@@ -9,6 +9,7 @@ from model.tokenizer import Encoding
 from service.engine import Engine
 from service.errors import BackendFailed, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from service.ort_backend import OrtBackend
+from service.tokenization import encode
 from service.types import NO_VIEWS, Variant, View, ViewRequest
 from tests.fakes import FakeBackend
 
@@ -123,7 +124,7 @@ async def test_nothing_is_answered_before_it_is_warm_nor_after_it_is_closed(bund
 
 
 async def test_a_deadline_that_has_passed_is_refused_before_the_text_is_read(engine, monkeypatch):
-    monkeypatch.setattr(engine._tokenization, "encode", None)
+    monkeypatch.setattr("service.engine.encode", None)
     with pytest.raises(DeadlineExceeded):
         await engine.classify(TEXTS, NO_VIEWS, time.monotonic() - 1)
 
@@ -160,18 +161,16 @@ async def test_draining_finishes_what_is_under_way_even_what_is_only_being_read(
 ):
     engine = Engine(bundle, backend)
     await engine.start()
-    begun, go_on = threading.Event(), threading.Event()
-    encode = bundle.tokenizer.encode_batch
+    begun, go_on = asyncio.Event(), asyncio.Event()
 
-    class Slow:
-        def encode_batch(self, texts: list[str], *, offsets: bool) -> list[Encoding]:
-            begun.set()
-            assert go_on.wait(20)
-            return encode(texts, offsets=offsets)
+    async def slow(*arguments: object, **options: object) -> list[Encoding]:
+        begun.set()
+        await go_on.wait()
+        return await encode(*arguments, **options)
 
-    monkeypatch.setattr(engine._tokenization, "_tokenizer", Slow())
+    monkeypatch.setattr("service.engine.encode", slow)
     call = asyncio.create_task(engine.classify(["good " * 500], NO_VIEWS, None))
-    await asyncio.to_thread(begun.wait, 20)
+    await begun.wait()
     drained = asyncio.create_task(engine.drain(20))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
