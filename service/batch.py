@@ -1,6 +1,7 @@
 """What waits and what runs: a call's rows, and the rows of several calls computed together."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ class Entry:
     `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `logits` and
     `probabilities` [n, C] and `views` (one dict a row) fill as batches return. Its future belongs
     to the batcher alone, which sets it when `missing` is 0. What still waits of it belongs to the
-    scheduler: `waiting` holds rows by their length.
+    scheduler: `waiting` holds rows at the front by their length, `later` those behind.
     """
 
     input_ids: list[IntArray]
@@ -29,6 +30,7 @@ class Entry:
     views: list[dict[View, FloatArray]] = field(default_factory=list)
     missing: int = 0
     waiting: dict[int, list[int]] = field(default_factory=dict)
+    later: deque[int] = field(default_factory=deque)
     waiting_tokens: int = 0
     waiting_s: float = 0.0
 
@@ -56,6 +58,10 @@ class Batch:
 
     def arrays(self) -> tuple[IntArray, IntArray]:
         """input_ids and attention_mask [B, S], S being the longest row."""
+        entry, rows = self.parts[0]
+        if self.rows == 1:  # most calls alone are, and need no padding
+            ids = entry.input_ids[rows[0]][None]
+            return ids, np.ones_like(ids)
         lengths = np.fromiter(self.lengths(), dtype=np.int64)
         real = np.arange(lengths.max()) < lengths[:, None]  # [B, S]
         input_ids = np.full(real.shape, PAD_ID, dtype=np.int64)

@@ -23,9 +23,9 @@ from service.scheduler import Scheduler
 from service.types import Variant
 from service.views import cut
 
-# Seconds of work that the loop does itself, if the backend is prompt and idle: a lone call may hold
-# up those who come meanwhile for so long; of several, no more than handing them over would take.
-LONE_S, LITTLE_S = 5e-3, 2e-4
+# Seconds of work that the loop does itself, if the backend is prompt and idle: what takes no longer
+# than handing it over, and of a lone call what others who come meanwhile can wait for.
+LITTLE_S, LONE_S = 2e-4, 5e-3
 LOOP = -1  # the loop among the threads
 
 log = structlog.get_logger("realce.batcher")
@@ -87,7 +87,10 @@ class Batcher:
         entry.future = self._loop.create_future()
         with self._lock:
             self._scheduler.add(entry)
-        if not self._dispatching:
+            little = self._is_at_most(LITTLE_S)
+        if little:
+            self._run_all()
+        elif not self._dispatching:
             self._dispatching = True
             self._loop.call_soon(self._dispatch)
         return entry.future
@@ -129,20 +132,23 @@ class Batcher:
         """On the loop, once all calls of this turn are queued: see that they are computed."""
         self._dispatching = False
         with self._lock:
-            if not self._little():
+            lone = self._scheduler.queued_calls == 1 and self._is_at_most(LONE_S)
+            if not lone:
                 self._work.notify()
-                return
+        if lone:
+            self._run_all()
+
+    def _is_at_most(self, seconds: float) -> bool:
+        """May the loop itself compute what waits, in about that time?"""
+        prompt = self._backend.prompt and not self._running
+        return prompt and self._scheduler.queued_s <= seconds
+
+    def _run_all(self) -> None:
+        """On the loop: compute what waits."""
         while self._scheduler.queued_tokens:
             with self._lock:
                 batch, expired = self._take(LOOP)
             self._settle(self._compute(batch, LOOP) if batch else [], expired)
-
-    def _little(self) -> bool:
-        """Is all that waits less work than giving it to the threads?"""
-        if self._running or not self._backend.prompt:
-            return False
-        most_s = LONE_S if self._scheduler.queued_calls == 1 else LITTLE_S
-        return self._scheduler.queued_s <= most_s
 
     def _take(self, number: int) -> tuple[Batch | None, list[Entry]]:
         """The best batch, now running on thread `number`, and who has come too late."""

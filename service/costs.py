@@ -15,7 +15,7 @@ from service.backend import Backend
 from service.types import Variant
 
 NARROW, WIDE = 8, 256  # tokens; where every run costs alike, and where attention shows
-MEMORY = 0.9  # weight of what was known before, against one new measurement
+MEMORY = 0.9  # share of what was seen before that still counts once a batch more is seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ class CostTable:
 
     def __init__(self, costs: Mapping[Variant, Cost] | None = None) -> None:
         self._costs = dict(costs or {})
-        self._pace = dict.fromkeys(Variant, 1.0)
+        # Sums, as a mean of ratios would hang on the smallest batches.
+        self._taken_s = dict.fromkeys(Variant, 0.0)
+        self._rows_s = dict.fromkeys(Variant, 0.0)
 
     def measure(self, backend: Backend, max_tokens: int) -> None:
         """Time a backend that is warm and reads `max_tokens`: each variant at three shapes."""
@@ -51,6 +53,8 @@ class CostTable:
             # Noise can push a small share below nothing; it is nothing then.
             run_s, token_s, pair_s = np.linalg.solve(shares, taken_s).clip(min=0.0).tolist()
             self._costs[variant] = Cost(run_s, token_s, pair_s)
+            for (rows, width), seconds in zip(shapes, taken_s, strict=True):
+                self.observe(variant, [width] * rows, seconds)
 
     def of(self, variant: Variant) -> Cost:
         """As measured; free of cost while it has not been."""
@@ -58,18 +62,17 @@ class CostTable:
 
     def pace(self, variant: Variant) -> float:
         """What is taken lately for each second that rows alone, without padding, would cost."""
-        return self._pace[variant]
+        return self._taken_s[variant] / self._rows_s[variant] if self._rows_s[variant] else 1.0
 
     def expect_s(self, variant: Variant, lengths: Iterable[int]) -> float:
         """What rows of these lengths will take among others, by the pace of late."""
-        return sum(map(self.of(variant).row_s, lengths)) * self._pace[variant]
+        return sum(map(self.of(variant).row_s, lengths)) * self.pace(variant)
 
     def observe(self, variant: Variant, lengths: Iterable[int], taken_s: float) -> None:
         """Learn that a batch with rows of these lengths took `taken_s`."""
         rows_s = sum(map(self.of(variant).row_s, lengths))
-        if rows_s > 0:
-            pace = MEMORY * self._pace[variant] + (1 - MEMORY) * taken_s / rows_s
-            self._pace[variant] = pace
+        self._rows_s[variant] = MEMORY * self._rows_s[variant] + rows_s
+        self._taken_s[variant] = MEMORY * self._taken_s[variant] + taken_s
 
 
 def _time(backend: Backend, variant: Variant, rows: int, width: int) -> float:

@@ -128,7 +128,9 @@ class Engine:
         work of reading what will be refused would be taken from those who are answered."""
         characters = sum(map(len, texts))
         waiting = (self._tokenizing_characters + characters) // CHARACTERS_PER_TOKEN
-        compute_s = self._scheduler.costs.expect_s(request.variant, map(self._guess, texts))
+        compute_s = 0.0
+        if self._scheduler.queued_tokens:  # else it is not looked at
+            compute_s = self._scheduler.costs.expect_s(request.variant, map(self._guess, texts))
         self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline, compute_s)
         self._tokenizing_characters += characters
         try:

@@ -1,10 +1,14 @@
 """What is computed next: a pure policy over a queue, with an injected clock.
 
-On a CPU a batch padded to its longest row costs more than no batch at all. So rows wait by their
-length, and a batch begins with the length of the call that has waited longest and takes in the
-lengths beside it only as long as padding them costs less than a run of their own, by the costs
-measured on this machine. A call with rows left over goes to the back: one of a thousand texts holds
-up none of one.
+Calls wait by turn. The oldest of them, a batch of rows for each thread, are at the front, and only
+their rows are computed: a call is begun late and then finished soon, so that little is lost on
+callers who go. A call has a batch's worth of rows there at most, then it is at the back again: one
+of a thousand texts holds up none of one.
+
+On a CPU a batch padded to its longest row costs more than no batch at all. So rows at the front lie
+by their length, and a batch begins with the length of the call that has been there longest and
+takes in the lengths beside it only as long as padding them costs less than a run of their own, by
+the costs measured on this machine. It ends where more rows would save next to nothing.
 """
 
 import bisect
@@ -18,17 +22,20 @@ from service.costs import CostTable
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Violation
 from service.types import Variant
 
+PADDING_SHARE = 0.5  # of a run, that padding may cost: left out, a row would rarely run alone
+RUN_SHARE = 0.05  # of a batch's time that its run itself may take: to save more is not worth a wait
+LEAST_RUN_S = 1e-4  # what handing a batch to a thread and back costs, however fast the backend
 HEADROOM = 0.5  # share of its time that a call may spend waiting, by estimate, to be let in
 MAX_ATTENTION_ELEMENTS = 1 << 25  # B·L·H·S·S of one batch: 128 MiB in float32
 
 
 class Lane:
-    """The rows of one length that wait: those of each call, `rows` in all."""
+    """The rows of one length at the front: whose they are, by turn, and how many in all."""
 
     __slots__ = ("calls", "rows")
 
     def __init__(self) -> None:
-        self.calls: dict[Entry, list[int]] = {}
+        self.calls: dict[Entry, None] = {}
         self.rows = 0
 
 
@@ -60,15 +67,17 @@ class Scheduler:
         self.costs = costs or CostTable()
         self.queued_tokens = 0
         self.queued_s = 0.0
-        self._calls: dict[Entry, None] = {}  # those that wait, by turn
+        self._queue: dict[Entry, None] = {}  # calls with rows that are not at the front, by turn
+        self._front: dict[Entry, None] = {}  # calls with rows that are, by turn
+        self._front_batches = 0.0
         self._lanes: dict[Variant, dict[int, Lane]] = {variant: {} for variant in Variant}
         self._deadlines: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
 
     @property
     def queued_calls(self) -> int:
-        """Calls that wait with all or a part of their rows."""
-        return len(self._calls)
+        """Calls that wait; one of more than a batch's worth of tokens may count twice."""
+        return len(self._queue) + len(self._front)
 
     def wait_s(self) -> float:
         """Seconds until all that is queued is computed, by the speed seen lately."""
@@ -96,7 +105,7 @@ class Scheduler:
             most_s = left_s * HEADROOM
             if self.queued_s + compute_s <= most_s * self.parallel or not self.queued_tokens:
                 return
-            answer_s = (self._ahead_s(tokens) + compute_s) / self.parallel
+            answer_s = (self._ahead_s(compute_s) + compute_s) / self.parallel
             if answer_s > most_s:
                 raise DeadlineExceeded(
                     f"the deadline is in {left_s:.3f} s; the answer would take {answer_s:.3f} s "
@@ -105,25 +114,16 @@ class Scheduler:
 
     def add(self, entry: Entry) -> None:
         """Queue an entry, all its rows or none. Raises as `check` does."""
-        variant = entry.request.variant
-        waiting: dict[int, list[int]] = {}
-        for row, ids in enumerate(entry.input_ids):
-            waiting.setdefault(len(ids), []).append(row)
-        lengths = [length for length, rows in waiting.items() for _ in rows]
-        tokens, compute_s = sum(lengths), self.costs.expect_s(variant, lengths)
+        lengths = [len(ids) for ids in entry.input_ids]
+        tokens, compute_s = sum(lengths), self.costs.expect_s(entry.request.variant, lengths)
         self.check(tokens, entry.deadline, compute_s)
-        lanes = self._lanes[variant]
-        for length, rows in waiting.items():
-            lane = lanes.get(length)
-            if lane is None:
-                lane = lanes[length] = Lane()
-            lane.calls[entry] = rows
-            lane.rows += len(rows)
-        entry.waiting, entry.missing = waiting, len(entry.input_ids)
-        self._calls[entry] = None
+        entry.missing = len(lengths)
+        # Like lengths have their turn together.
+        entry.later.extend(sorted(range(len(lengths)), key=lengths.__getitem__))
+        self._queue[entry] = None
         if entry.deadline is not None:
-            if len(self._deadlines) > 2 * len(self._calls):  # answered long before they expire
-                self._deadlines = [one for one in self._deadlines if one[2] in self._calls]
+            if len(self._deadlines) > 2 * self.queued_calls + 2:  # answered long before they expire
+                self._deadlines = [one for one in self._deadlines if one[2].waiting_tokens]
                 heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (entry.deadline, next(self._numbers), entry))
         self._wait(entry, tokens, compute_s)
@@ -135,8 +135,10 @@ class Scheduler:
         """
         expired = self._expire()
         batch = None
-        while batch is None and self._calls:
-            batch = self._gather(next(iter(self._calls)))
+        self._advance()
+        while batch is None and self._front:
+            batch = self._gather(next(iter(self._front)))
+            self._advance()
         return batch, expired
 
     def forget(self, entry: Entry) -> None:
@@ -144,14 +146,16 @@ class Scheduler:
         lanes = self._lanes[entry.request.variant]
         for length, rows in entry.waiting.items():
             del lanes[length].calls[entry]
-            self._thin(lanes, length, len(rows))
+            self._thin(entry.request.variant, length, len(rows))
         entry.waiting = {}
-        self._calls.pop(entry, None)
+        entry.later.clear()
+        self._queue.pop(entry, None)
+        self._front.pop(entry, None)
         self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
 
     def drain(self) -> list[Entry]:
         """Empty the queue; returns the entries still waited for."""
-        waiting = list(self._calls)
+        waiting = list(self._front | self._queue)
         for entry in waiting:
             self.forget(entry)
         return [entry for entry in waiting if not entry.abandoned]
@@ -161,11 +165,33 @@ class Scheduler:
         expired, now = [], self.clock()
         while self._deadlines and self._deadlines[0][0] <= now:
             entry = heapq.heappop(self._deadlines)[2]
-            if entry in self._calls:
+            if entry.waiting_tokens:
                 if not entry.abandoned:
                     expired.append(entry)
                 self.forget(entry)
         return expired
+
+    def _advance(self) -> None:
+        """Let calls come to the front, each for its turn, while there is room."""
+        while self._queue and self._front_batches < self.parallel:
+            entry = next(iter(self._queue))
+            del self._queue[entry]
+            if entry.abandoned:
+                self.forget(entry)
+                continue
+            turn, lanes = 0.0, self._lanes[entry.request.variant]
+            while entry.later and turn < 1:
+                row = entry.later.popleft()
+                length = len(entry.input_ids[row])
+                lane = lanes.setdefault(length, Lane())
+                lane.calls[entry] = None
+                lane.rows += 1
+                entry.waiting.setdefault(length, []).append(row)
+                turn += self._share(length, entry.request.variant)
+            self._front[entry] = None
+            self._front_batches += turn
+            if entry.later:
+                self._queue[entry] = None
 
     def _gather(self, oldest: Entry) -> Batch | None:
         """A batch with rows of the oldest call; None where that has been abandoned."""
@@ -174,7 +200,7 @@ class Scheduler:
         room = self._most_rows(lengths[-1], variant)
         parts: dict[Entry, list[int]] = {}
         lengths.sort(key=lambda other: other != length)  # the oldest call's own length first
-        for entry, at in self._waiting(variant, lengths):
+        for entry, at in self._at_front(variant, lengths):
             if not room:
                 break
             if entry.abandoned:
@@ -183,8 +209,6 @@ class Scheduler:
                 taken = self._take(entry, at, room)
                 parts.setdefault(entry, []).extend(taken)
                 room -= len(taken)
-        for entry in parts:
-            self._to_the_back(entry)
         return Batch(variant, list(parts.items())) if parts else None
 
     def _widen(self, variant: Variant, length: int) -> list[int]:
@@ -204,7 +228,7 @@ class Scheduler:
                 up_s = rows * (cost.row_s(known[high]) - cost.row_s(width))
                 if rows >= self._most_rows(known[high], variant):
                     up_s = math.inf
-            if min(down_s, up_s) >= cost.run_s:
+            if min(down_s, up_s) >= PADDING_SHARE * cost.run_s:
                 break
             if down_s <= up_s:
                 low -= 1
@@ -215,7 +239,7 @@ class Scheduler:
                 high += 1
         return known[low:high]
 
-    def _waiting(self, variant: Variant, lengths: list[int]) -> Iterator[tuple[Entry, int]]:
+    def _at_front(self, variant: Variant, lengths: list[int]) -> Iterator[tuple[Entry, int]]:
         lanes = self._lanes[variant]
         for length in lengths:
             # A copy: what is taken leaves the lane, and the last to leave takes the lane along.
@@ -223,34 +247,28 @@ class Scheduler:
                 yield entry, length
 
     def _take(self, entry: Entry, length: int, most: int) -> list[int]:
-        """Rows of an entry to compute now, out of those that wait at one length."""
-        variant = entry.request.variant
-        lanes, waiting = self._lanes[variant], entry.waiting[length]
-        taken, left = waiting[:most], waiting[most:]
-        if left:
-            entry.waiting[length] = lanes[length].calls[entry] = left
-        else:
-            del entry.waiting[length]
-            del lanes[length].calls[entry]
-        self._thin(lanes, length, len(taken))
+        """Rows of an entry to compute now, out of those at the front of one length."""
+        lanes, rows = self._lanes[entry.request.variant], entry.waiting[length]
+        taken, rows[:most] = rows[:most], []
+        if not rows:
+            del entry.waiting[length], lanes[length].calls[entry]
+            if not entry.waiting:
+                del self._front[entry]
+        self._thin(entry.request.variant, length, len(taken))
         tokens = len(taken) * length
         self._wait(entry, -tokens, -entry.waiting_s * tokens / entry.waiting_tokens)
         return taken
 
-    def _to_the_back(self, entry: Entry) -> None:
-        """Let an entry that was served wait for its next turn with what is left of it."""
-        del self._calls[entry]
-        if entry.waiting:
-            self._calls[entry] = None
-            lanes = self._lanes[entry.request.variant]
-            for length, rows in entry.waiting.items():
-                del lanes[length].calls[entry]
-                lanes[length].calls[entry] = rows
-
-    def _thin(self, lanes: dict[int, Lane], length: int, rows: int) -> None:
+    def _thin(self, variant: Variant, length: int, rows: int) -> None:
+        """Account for rows of one length that have left the front."""
+        lanes = self._lanes[variant]
         lanes[length].rows -= rows
         if not lanes[length].rows:
             del lanes[length]
+        # What rounding leaves behind must not outlast the front.
+        self._front_batches -= rows * self._share(length, variant)
+        if not any(self._lanes.values()):
+            self._front_batches = 0.0
 
     def _wait(self, entry: Entry, tokens: int, seconds: float) -> None:
         """Account for tokens that have begun to wait, or ceased to."""
@@ -260,16 +278,32 @@ class Scheduler:
         # What rounding leaves behind must not outlast the queue.
         self.queued_s = self.queued_s + seconds if self.queued_tokens else 0.0
 
-    def _ahead_s(self, tokens: int) -> float:
-        """Seconds of work ahead of a new call of so many tokens: a batch a turn, in turn."""
-        share = max(1, math.ceil(tokens / self.max_batch_tokens)) * self.max_batch_tokens
-        return sum(
-            entry.waiting_s * min(1.0, share / entry.waiting_tokens) for entry in self._calls
+    def _ahead_s(self, compute_s: float) -> float:
+        """Seconds of work ahead of a new call that takes `compute_s` itself.
+
+        Calls take turns: each of the others has as many turns before it as it needs itself.
+        """
+        most_s = {v: max(compute_s, self._batch_s(v) * self.costs.pace(v)) for v in Variant}
+        waiting = self._front | self._queue
+        return sum(min(entry.waiting_s, most_s[entry.request.variant]) for entry in waiting)
+
+    def _batch_s(self, variant: Variant) -> float:
+        """Seconds of a full batch, that of short rows."""
+        cost = self.costs.of(variant)
+        pays_s = max(cost.run_s, LEAST_RUN_S) / RUN_SHARE
+        return min(pays_s, self.max_batch_tokens * cost.token_s)
+
+    def _share(self, width: int, variant: Variant) -> float:
+        """How much of a batch a row of so many padded tokens takes: one that is full holds 1."""
+        cost = self.costs.of(variant)
+        share = max(
+            width / self.max_batch_tokens,
+            cost.row_s(width) * RUN_SHARE / max(cost.run_s, LEAST_RUN_S),
         )
+        if variant is Variant.FULL:
+            share = max(share, self.attention_maps * width**2 / MAX_ATTENTION_ELEMENTS)
+        return share
 
     def _most_rows(self, width: int, variant: Variant) -> int:
-        """Rows of so many padded tokens that a batch may hold; one always."""
-        most = self.max_batch_tokens // width
-        if variant is Variant.FULL:
-            most = min(most, MAX_ATTENTION_ELEMENTS // (self.attention_maps * width**2))
-        return max(1, most)
+        """Rows of so many padded tokens that a batch holds; one always."""
+        return max(1, int(1 / self._share(width, variant) + 1e-9))

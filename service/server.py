@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import time
 from typing import Self
@@ -85,6 +86,9 @@ class Server:
         )
         await self._open(self._engine)
         await self._engine.start()
+        # What is there now stays: the garbage collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         await self._health.set(True)
         log.info(
             "serving",

@@ -31,6 +31,8 @@ class Variant(enum.Enum):
     EXPLAIN = (*PLAIN, "evidence", "contributions", "pooling_attention")
     FULL = (*EXPLAIN, "attentions")
 
+    __hash__ = object.__hash__  # members are looked up for every row, and Enum's own is slow
+
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:

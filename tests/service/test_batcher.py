@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -15,14 +16,14 @@ from tests.fakes import NAN_ID, POISON_ID, FakeBackend, FakeClock
 class Rig:
     """A batcher over a fake backend, and whether it has reported a failure."""
 
-    def __init__(self, backend: FakeBackend | None = None) -> None:
+    def __init__(self, backend: FakeBackend | None = None, *, token_s: float = 1e-3) -> None:
         self.backend, self.clock, self.failures = backend or FakeBackend(), FakeClock(), 0
         self.scheduler = Scheduler(
             max_batch_tokens=64,
             max_queue_tokens=600,
             attention_maps=6,
             clock=self.clock,
-            costs=CostTable(dict.fromkeys(Variant, Cost(run_s=1.0, token_s=1e-3))),
+            costs=CostTable(dict.fromkeys(Variant, Cost(run_s=1.0, token_s=token_s))),
         )
         self.batcher = Batcher(self.backend, self.scheduler, self.fail, hang_s=30, clock=self.clock)
 
@@ -239,9 +240,75 @@ async def test_views_are_cut_to_their_row_layers_and_heads(rig):
         View.POOLING_ATTENTION: (3, 2),
         View.EVIDENCE: (2, 2),
     }
-    # Row 1 of [2, 2, 3, 3, 3]: layer 1 starts at 54 + 27, head 2 at 18 more.
+    # The shorter row is the first of [2, 2, 3, 3, 3]: layer 1 starts at 27, head 2 at 18 more.
     assert answered.views[1][View.ATTENTIONS][0].tolist() == [
-        [[99, 100], [102, 103]],
-        [[81, 82], [84, 85]],
+        [[45, 46], [48, 49]],
+        [[27, 28], [30, 31]],
     ]
     assert answered.views[1][View.ATTENTIONS].dtype == np.float16
+
+
+class ThreadedBackend(FakeBackend):
+    """Notes which thread ran each batch."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__(**options)
+        self.threads: list[threading.Thread] = []
+
+    def run(self, input_ids, attention_mask, variant):
+        self.threads.append(threading.current_thread())
+        return super().run(input_ids, attention_mask, variant)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "calls", "on_the_loop"),
+    [
+        (True, [[5]], True),
+        (True, [[5] * 6], False),  # 6 ms: too long for others to wait
+        (True, [[5], [6]], False),  # threads could do them side by side
+        (False, [[5]], False),
+    ],
+)
+async def test_the_loop_computes_a_short_call_alone_itself(prompt, calls, on_the_loop):
+    backend = ThreadedBackend(prompt=prompt)
+    rig = Rig(backend)
+    await asyncio.gather(*(rig.submit(row) for row in calls))
+    assert {thread is threading.current_thread() for thread in backend.threads} == {on_the_loop}
+    rig.batcher.close()
+
+
+async def test_what_takes_no_time_is_computed_at_once():
+    backend = ThreadedBackend(prompt=True)
+    rig = Rig(backend, token_s=1e-5)
+    calls = [rig.submit([5]), rig.submit([6])]
+    assert [call.result().logits[0, 1] for call in calls] == [5, 6]
+    assert set(backend.threads) == {threading.current_thread()}
+    rig.batcher.close()
+
+
+async def test_the_loop_does_not_compute_beside_a_thread():
+    backend = ThreadedBackend(prompt=True)
+    rig = Rig(backend)
+    backend.open.clear()
+    long = rig.submit([5] * 40)
+    await asyncio.to_thread(backend.entered.acquire)
+    short = rig.submit([6])
+    await asyncio.sleep(0.01)
+    assert not short.done()
+    backend.open.set()
+    await asyncio.gather(long, short)
+    assert threading.current_thread() not in backend.threads
+    rig.batcher.close()
+
+
+async def test_a_bad_row_and_a_lost_device_end_on_the_loop_as_on_a_thread():
+    backend = ThreadedBackend(prompt=True)
+    rig = Rig(backend)
+    with pytest.raises(BackendFailed):
+        await rig.submit([POISON_ID])
+    assert rig.failures == 0
+    backend.gone = True
+    with pytest.raises(Unavailable):
+        await rig.submit([1])
+    assert rig.failures == 1
+    assert set(backend.threads) == {threading.current_thread()}

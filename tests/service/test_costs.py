@@ -57,12 +57,21 @@ def test_what_was_not_measured_is_free():
 TABLE = {Variant.PLAIN: Cost(run_s=9.0, token_s=0.1)}
 
 
-def test_a_new_measurement_moves_the_pace_by_a_tenth():
+def test_the_pace_is_that_of_all_lately_computed_and_of_the_latest_most():
     costs = CostTable(TABLE)
     costs.observe(Variant.PLAIN, lengths=[5, 15], taken_s=4.0)  # 2 s by themselves
-    assert costs.pace(Variant.PLAIN) == pytest.approx(1.1)
+    assert costs.pace(Variant.PLAIN) == pytest.approx(2.0)
+    costs.observe(Variant.PLAIN, lengths=[10, 10], taken_s=2.0)
+    assert costs.pace(Variant.PLAIN) == pytest.approx((0.9 * 4 + 2) / (0.9 * 2 + 2))
     assert costs.pace(Variant.FULL) == 1.0
-    assert costs.expect_s(Variant.PLAIN, [10, 20]) == pytest.approx(3.3)
+
+
+def test_a_small_batch_that_took_long_says_little_beside_a_large_one():
+    costs = CostTable(TABLE)
+    costs.observe(Variant.PLAIN, lengths=[100], taken_s=10.0)
+    costs.observe(Variant.PLAIN, lengths=[1], taken_s=1.0)  # ten times what it should
+    assert costs.pace(Variant.PLAIN) == pytest.approx(1.1, abs=0.01)
+    assert costs.expect_s(Variant.PLAIN, [10, 20]) == pytest.approx(3.3, abs=0.03)
 
 
 def test_a_batch_without_known_cost_teaches_nothing():

@@ -32,14 +32,18 @@ def scheduler(clock: FakeClock) -> Scheduler:
     )
 
 
-def costs(run_s: float = 0.05) -> CostTable:
-    """A token takes 10 ms, in the full variant 1 s; a run 5 tokens beside."""
+def costs(run_s: float = 0.1) -> CostTable:
+    """A token takes 10 ms, in the full variant 1 s; a run 10 tokens beside."""
     return CostTable({Variant.PLAIN: Cost(run_s, 0.01), Variant.FULL: Cost(run_s, 1.0)})
 
 
 def rows_of(scheduler: Scheduler) -> list[tuple[Entry, list[int]]]:
     batch, _ = scheduler.next_batch()
     return batch.parts if batch else []
+
+
+def every(scheduler: Scheduler) -> list[tuple[Entry, list[int]]]:
+    return [part for batch in batches(scheduler) for part in batch.parts]
 
 
 def batches(scheduler: Scheduler) -> list[Batch]:
@@ -62,7 +66,7 @@ def test_like_lengths_run_together_oldest_first(scheduler):
 @pytest.mark.parametrize(
     ("first", "others", "together"),
     [
-        (10, [10, 6], {10, 6}),  # padding 6 to 10 costs 4 tokens, a run of its own 5
+        (10, [10, 6], {10, 6}),  # padding 6 to 10 costs 4 tokens, half a run 5
         (10, [5], {10}),  # 5 tokens: no gain
         (10, [7, 7], {10}),  # twice 3 tokens
         (10, [14], {10, 14}),  # the first itself is padded by 4
@@ -139,6 +143,27 @@ def test_the_cancelled_and_the_expired_are_not_computed(scheduler, clock):
     loop.close()
 
 
+def test_a_queue_of_callers_who_have_all_gone_is_empty(scheduler):
+    loop = asyncio.new_event_loop()
+    gone = [entry(40), entry(40), entry(40)]
+    for one in gone:
+        scheduler.add(one)
+        one.future = loop.create_future()
+        one.future.cancel()
+    assert scheduler.next_batch() == (None, [])
+    assert scheduler.queued_tokens == 0
+    loop.close()
+
+
+def test_calls_are_begun_late_and_finished_soon(scheduler):
+    calls = [entry(8, 40), entry(8, 40), entry(8, 40)]
+    for one in calls:
+        scheduler.add(one)
+    # Two are at the front; the third row of 8 tokens would have fitted the first batch.
+    order = [[who for who, _ in batch.parts] for batch in batches(scheduler)]
+    assert order[:2] == [calls[:2], calls[:1]]
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back(scheduler):
     scheduler.add(entry(900))
     with pytest.raises(Overloaded, match="900 of 1000 tokens") as refused:
@@ -167,7 +192,7 @@ def test_a_slow_spell_does_not_shut_out_calls_once_nothing_waits(scheduler):
 
 
 def test_a_slow_spell_makes_later_calls_look_longer(scheduler):
-    scheduler.costs.observe(Variant.PLAIN, lengths=[100], taken_s=11.0)  # pace 2
+    scheduler.costs.observe(Variant.PLAIN, lengths=[100], taken_s=2.0)  # pace 2
     scheduler.add(entry(60))
     with pytest.raises(DeadlineExceeded, match=r"would take 1\.400 s"):
         scheduler.add(entry(10, deadline=101.3))
@@ -188,11 +213,43 @@ def test_a_call_of_many_texts_holds_up_none_of_one(scheduler):
     assert rows_of(scheduler) == [(one, [0]), (many, [8, 9, 10, 11, 12, 13, 14])]
 
 
-def test_a_call_of_many_lengths_holds_up_none_of_one(scheduler):
-    many, one = entry(*range(8, 64, 7)), entry(60)
+def test_a_call_begun_is_finished_before_the_next_up_to_a_batch_of_tokens(scheduler):
+    many, one = entry(*range(8, 64, 7)), entry(100)
     scheduler.add(many)
     scheduler.add(one)
-    assert [parts[0][0] for parts in (rows_of(scheduler), rows_of(scheduler))] == [many, one]
+    order = [[(who, who.input_ids[row].size) for row in rows] for who, rows in every(scheduler)]
+    assert order == [
+        [(many, 8)],
+        [(many, 15)],
+        [(many, 22)],
+        [(many, 29)],  # 74 tokens, of 64
+        [(one, 100)],
+        [(many, 36)],
+        [(many, 43)],
+        [(many, 50)],
+        [(many, 57)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run_s", "rows"),
+    [
+        (0.05, [12, 12, 6]),  # 12 rows of 0.08 s are 0.96 s, of which 0.05 s is a twentieth
+        (0.01, [2] * 15),
+        (0.0, [1] * 30),
+        (9.0, [30]),
+    ],
+)
+def test_a_batch_ends_where_more_rows_save_next_to_nothing(clock, run_s, rows):
+    scheduler = Scheduler(
+        max_batch_tokens=999,
+        max_queue_tokens=1000,
+        attention_maps=4,
+        clock=clock,
+        costs=costs(run_s),
+    )
+    scheduler.add(entry(*[8] * 30))
+    assert [batch.rows for batch in batches(scheduler)] == rows
 
 
 def test_the_oldest_is_served_even_where_shorter_rows_would_fill_its_batch(clock):
