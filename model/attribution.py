@@ -33,33 +33,32 @@ def mixing(attention: MultiHeadAttention, trace: LayerTrace) -> Tensor:
     token after, y_i = Σ_j T_ij with T_ij = Σ_h A_hij f_hj + δ_ij x_i, takes from token j the more
     the nearer T_ij alone comes to it, max(0, ‖y_i‖ - ‖y_i - T_ij‖). Rows are scaled to sum to 1.
 
-    The vectors T_ij are never formed. With the Gram matrix G_j = ⟨f_hj, f_h'j⟩ of Kobayashi et al.
-    2021, ‖T_ij‖² = Σ_hh' A_hij A_h'ij G_j + δ_ij (2 Σ_h A_hii ⟨f_hi, x_i⟩ + ‖x_i‖²), and
-    ⟨T_ij, y_i⟩ = Σ_h A_hij ⟨f_hj, y_i⟩ + δ_ij ⟨x_i, y_i⟩: S·S·H² numbers in place of S·S·d.
+    The vectors T_ij are never formed. With f_hj = W_h v_hj, ⟨T_ij, y_i⟩ = Σ_h A_hij ⟨v_hj, W_hᵀ y_i⟩
+    + δ_ij ⟨x_i, y_i⟩ costs what the attention scores do; and with the Gram matrix G_j = ⟨f_hj, f_h'j⟩
+    of Kobayashi et al. 2021, ‖T_ij‖² = Σ_hh' A_hij A_h'ij G_j + δ_ij (2 Σ_h A_hii ⟨f_hi, x_i⟩ +
+    ‖x_i‖²): S·S·H² numbers in place of S·S·d.
     """
     weights, residual, normed, mixed = trace
-    heads, d_head = attention.heads, attention.d_head
+    out = attention.out_proj.weight  # [d, d], d = H·D on the side of the values
     v = attention.split(attention.v_proj(normed))  # [B, H, S, D]
-    out = attention.out_proj.weight.unflatten(1, (heads, d_head)).permute(1, 2, 0)  # [H, D, d]
-    f = (v @ out).transpose(1, 2)  # [B, S, H, d], the transformed values
 
+    through = out.unflatten(1, (attention.heads, attention.d_head)).permute(1, 2, 0)  # [H, D, d]
+    f = (v @ through).transpose(1, 2)  # [B, S, H, d], the transformed values
     gram = f @ f.transpose(-2, -1)  # [B, S, H, H]
-    a = weights.permute(0, 3, 2, 1)  # [B, j, i, H]
-    squared_norm = ((a @ gram) * a).sum(dim=-1).transpose(1, 2)  # [B, i, j]
-    # ⟨f_hj, y_i⟩ and ⟨f_hj, x_j⟩; d is summed away, so only [B, H, S, S] is held.
-    f_by_head = f.transpose(1, 2)  # [B, H, S, d]
-    toward = mixed[:, None] @ f_by_head.transpose(-2, -1)  # [B, H, i, j]
-    inner = (weights * toward).sum(dim=1)  # [B, i, j]
+    toward = attention.split(mixed @ out) @ v.transpose(-2, -1)  # [B, H, i, j], ⟨f_hj, y_i⟩
+    # ‖T_ij‖² - 2 ⟨T_ij, y_i⟩ = Σ_h A_hij (Σ_h' G_j A_h'ij - 2 ⟨f_hj, y_i⟩), but for the diagonal.
+    a = weights.permute(0, 3, 1, 2)  # [B, j, H, i]
+    beside = (a * (gram @ a - 2 * toward.permute(0, 3, 1, 2))).sum(dim=2)  # [B, j, i]
 
-    on_diagonal = torch.eye(weights.size(-1), dtype=weights.dtype, device=weights.device)
     own_weight = weights.diagonal(dim1=-2, dim2=-1)  # [B, H, S]
-    own_inner = (f_by_head * residual[:, None]).sum(dim=-1)  # [B, H, S]
-    own = 2 * (own_weight * own_inner).sum(dim=1) + residual.square().sum(dim=-1)  # [B, S]
-    squared_norm = squared_norm + on_diagonal * own[:, :, None]
-    inner = inner + on_diagonal * (residual * mixed).sum(dim=-1)[:, :, None]
+    own_inner = (attention.split(residual @ out) * v).sum(dim=-1)  # [B, H, S], ⟨f_hi, x_i⟩
+    own = 2 * (own_weight * own_inner).sum(dim=1)  # [B, S]
+    own = own + (residual * (residual - 2 * mixed)).sum(dim=-1)
+    on_diagonal = torch.eye(weights.size(-1), dtype=weights.dtype, device=weights.device)
+    beside = beside.transpose(1, 2) + on_diagonal * own[:, :, None]  # [B, i, j]
 
     length = mixed.square().sum(dim=-1)[:, :, None]  # [B, i, 1], ‖y_i‖²
-    distance = (length - 2 * inner + squared_norm).clamp(min=0).sqrt()
+    distance = (length + beside).clamp(min=0).sqrt()
     # What is nowhere near keeps a trace, so that no row is empty; a masked token's weight is 0
     # and so are its T_ij and its share.
     seen = (weights.sum(dim=1) > 0).to(weights.dtype)  # [B, i, j]
