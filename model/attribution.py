@@ -33,10 +33,11 @@ def mixing(attention: MultiHeadAttention, trace: LayerTrace) -> Tensor:
     token after, y_i = Σ_j T_ij with T_ij = Σ_h A_hij f_hj + δ_ij x_i, takes from token j the more
     the nearer T_ij alone comes to it, max(0, ‖y_i‖ - ‖y_i - T_ij‖). Rows are scaled to sum to 1.
 
-    The vectors T_ij are never formed. With f_hj = W_h v_hj, ⟨T_ij, y_i⟩ = Σ_h A_hij ⟨v_hj, W_hᵀ y_i⟩
-    + δ_ij ⟨x_i, y_i⟩ costs what the attention scores do; and with the Gram matrix G_j = ⟨f_hj, f_h'j⟩
-    of Kobayashi et al. 2021, ‖T_ij‖² = Σ_hh' A_hij A_h'ij G_j + δ_ij (2 Σ_h A_hii ⟨f_hi, x_i⟩ +
-    ‖x_i‖²): S·S·H² numbers in place of S·S·d.
+    The vectors T_ij are never formed. With f_hj = W_h v_hj, ⟨T_ij, y_i⟩ is
+    Σ_h A_hij ⟨v_hj, W_hᵀ y_i⟩ + δ_ij ⟨x_i, y_i⟩, which costs what attention scores do. With the
+    Gram matrix G_j = ⟨f_hj, f_h'j⟩ of Kobayashi et al. 2021, ‖T_ij‖² is
+    Σ_hh' A_hij A_h'ij G_j + δ_ij (2 Σ_h A_hii ⟨f_hi, x_i⟩ + ‖x_i‖²): S·S·H² numbers in place of
+    S·S·d.
     """
     weights, residual, normed, mixed = trace
     out = attention.out_proj.weight  # [d, d], d = H·D on the side of the values

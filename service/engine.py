@@ -57,6 +57,7 @@ class Engine:
             fingerprint=bundle.fingerprint,
         )
         self.ready = False
+        self.parallel = backend.parallel
         self._backend = backend
         self._max_answer_bytes = max_answer_bytes
         self._notify_failure = on_failure

@@ -1,4 +1,4 @@
-"""The server's life: bind, load, warm up, serve, drain."""
+"""The server's life: bind, load, warm up, serve, reload, drain."""
 
 import asyncio
 import contextlib
@@ -39,6 +39,7 @@ class Server:
         self._health = Health()
         self._engine: Engine | None = None
         self._servicer: ClassifierServicer | None = None
+        self._reloading: asyncio.Task[None] | None = None
         keepalive_ms = round(settings.keepalive_s * 1e3)
         self._server = grpc.aio.server(
             options=(
@@ -71,34 +72,50 @@ class Server:
         return server
 
     async def _start(self) -> None:
-        started, settings = time.perf_counter(), self.settings
+        started = time.perf_counter()
         self._bind()
-        bundle = self._load()
-        backend = OrtBackend(bundle.graph, device=settings.device, threads=settings.threads)
-        self._engine = Engine(
-            bundle,
-            backend,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_queue_tokens=settings.max_queue_tokens,
-            max_answer_bytes=settings.max_answer_bytes,
-            hang_s=settings.hang_s,
-            on_failure=self._backend_gone,
-        )
-        await self._open(self._engine)
-        await self._engine.start()
-        # What is there now stays: the garbage collector need not look through it again and again.
-        gc.collect()
-        gc.freeze()
+        self._engine = engine = self._prepare(*self._load())
+        await self._open(engine)
+        await engine.start()
+        keep_all()
         await self._health.set(True)
         log.info(
             "serving",
-            address=f"{settings.grpc.rpartition(':')[0]}:{self.port}",
-            bundle=f"{bundle.manifest.name} {bundle.manifest.version}",
-            fingerprint=bundle.fingerprint[:12],
-            provider=backend.provider,
-            threads=backend.parallel,
+            address=f"{self.settings.grpc.rpartition(':')[0]}:{self.port}",
+            **_told(engine),
             start_s=round(time.perf_counter() - started, 3),
         )
+
+    def reload(self) -> None:
+        """Put the bundle that is in the folder now in place of the one in service.
+
+        A call is answered by the one it began with. If the new one cannot be served, that is
+        logged and the old one stays. Asked again before the end of it, it is done once more.
+        """
+        self._reloading = asyncio.ensure_future(self._reload(self._reloading))
+
+    async def _reload(self, before: "asyncio.Task[None] | None") -> None:
+        if before is not None:
+            await before
+        assert self._servicer is not None
+        assert self._engine is not None
+        started, engine = time.perf_counter(), None
+        try:
+            engine = self._prepare(*await asyncio.to_thread(self._load))
+            await engine.start()
+        except Exception as error:  # whatever it is, there is a bundle that can be served
+            log.error("reload_failed", error=type(error).__name__, detail=str(error)[:500])
+            if engine is not None:
+                engine.close()
+            return
+        old, self._engine = self._engine, engine
+        self._servicer.engine = engine
+        await self._health.set(True)
+        log.info("reloaded", **_told(engine), reload_s=round(time.perf_counter() - started, 3))
+        await old.drain(self.settings.grace_s)
+        old.close()
+        del old
+        keep_all()
 
     def _bind(self) -> None:
         try:
@@ -109,7 +126,7 @@ class Server:
                 "address is not of this machine; try --grpc 127.0.0.1:0"
             ) from error
 
-    def _load(self) -> Bundle:
+    def _load(self) -> tuple[Bundle, OrtBackend]:
         settings = self.settings
         try:
             bundle = Repository(settings.bundle).load()
@@ -120,7 +137,19 @@ class Server:
                 f"{settings.given('max_batch_tokens')} cannot hold one text of this bundle, "
                 f"which reads up to {bundle.manifest.max_tokens} tokens"
             )
-        return bundle
+        return bundle, OrtBackend(bundle.graph, device=settings.device, threads=settings.threads)
+
+    def _prepare(self, bundle: Bundle, backend: OrtBackend) -> Engine:
+        settings = self.settings
+        return Engine(
+            bundle,
+            backend,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_answer_bytes=settings.max_answer_bytes,
+            hang_s=settings.hang_s,
+            on_failure=self._backend_gone,
+        )
 
     async def _open(self, engine: Engine) -> None:
         settings, server = self.settings, self._server
@@ -137,13 +166,17 @@ class Server:
         await server.start()
 
     def _backend_gone(self) -> None:
-        self._backend_task = asyncio.ensure_future(self._health.set(False))
+        assert self._engine is not None
+        # It may be that of an engine no longer, or not yet, in service.
+        self._backend_task = asyncio.ensure_future(self._health.set(self._engine.ready))
 
     async def close(self) -> None:
         """Turn NOT_SERVING, refuse new calls, finish those under way within `grace_s`, stop."""
         started, grace_s = time.perf_counter(), self.settings.grace_s
         assert self._engine is not None
         assert self._servicer is not None
+        if self._reloading is not None:
+            self._reloading.cancel()
         log.info("draining", grace_s=grace_s)
         await self._health.set(False)
         self._servicer.drain()
@@ -154,16 +187,35 @@ class Server:
         log.info("stopped", drain_s=round(time.perf_counter() - started, 3))
 
 
+def keep_all() -> None:
+    """Spare the garbage collector what is there now and will stay: it would look through it again
+    and again."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def _told(engine: Engine) -> dict[str, object]:
+    about = engine.description
+    return {
+        "bundle": f"{about.name} {about.version}",
+        "fingerprint": about.fingerprint[:12],
+        "provider": about.provider,
+        "threads": engine.parallel,
+    }
+
+
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises as `Server.start` does."""
+    """Serve until SIGTERM or SIGINT, then drain; at SIGHUP reload. Raises as `start` does."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
         server = await Server.start(settings)
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
         await stopping.wait()
         await server.close()
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             with contextlib.suppress(ValueError):
                 loop.remove_signal_handler(number)

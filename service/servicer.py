@@ -56,10 +56,11 @@ def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidReque
 
 
 class ClassifierServicer:
-    """Serves one engine as `realce.v1.Classifier`."""
+    """Serves an engine as `realce.v1.Classifier`; another may take its place at any time."""
 
     def __init__(self, engine: Engine, limits: Limits, *, max_request_bytes: int = 8 << 20) -> None:
-        self._engine, self._limits = engine, limits
+        self.engine = engine
+        self._limits = limits
         self._max_request_bytes = max_request_bytes
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
@@ -165,16 +166,18 @@ class ClassifierServicer:
     ) -> pb.ClassifyResponse:
         if isinstance(request, InvalidRequest):
             raise request
-        model = self._engine.description
+        engine = self.engine
+        model = engine.description
         views = check_request(request, model, self._limits)
-        predictions = await self._engine.classify(request.texts, views, deadline)
+        predictions = await engine.classify(request.texts, views, deadline)
         return converters.response(predictions, views, model, abstain=request.abstain)
 
     async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
         if isinstance(request, InvalidRequest):
             raise request
-        check_model(request.model, self._engine.description)
-        return pb.GetModelResponse(model=converters.model(self._engine.description, self._limits))
+        model = self.engine.description
+        check_model(request.model, model)
+        return pb.GetModelResponse(model=converters.model(model, self._limits))
 
 
 class Call:

@@ -25,7 +25,8 @@ log = structlog.get_logger("realce.workers")
 
 
 async def run_workers(settings: Settings) -> int:
-    """Serve with `settings.workers` processes until SIGTERM or SIGINT, then drain them all.
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT, then drain them all; at
+    SIGHUP all reload.
 
     A worker that ends by itself takes the others with it, so that whoever started us starts us
     anew. Returns the exit code: 0 after a signal, else that of the worker. Raises `StartError`.
@@ -36,6 +37,7 @@ async def run_workers(settings: Settings) -> int:
             loop.add_signal_handler(number, stopping.set)
         environment = worker_settings(settings, address).environment()
         workers = [await _start(environment) for _ in range(settings.workers)]
+        loop.add_signal_handler(signal.SIGHUP, _send, workers, signal.SIGHUP)
         log.info("workers", address=address, pids=[worker.pid for worker in workers])
         stop = asyncio.ensure_future(stopping.wait())
         ends = {asyncio.ensure_future(worker.wait()) for worker in workers}
@@ -87,10 +89,14 @@ async def _start(environment: dict[str, str]) -> Process:
     )
 
 
-async def _end(workers: list[Process], grace_s: float) -> None:
+def _send(workers: list[Process], number: signal.Signals) -> None:
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
-            worker.send_signal(signal.SIGTERM)
+            worker.send_signal(number)
+
+
+async def _end(workers: list[Process], grace_s: float) -> None:
+    _send(workers, signal.SIGTERM)
     ends = [asyncio.ensure_future(worker.wait()) for worker in workers]
     await asyncio.wait(ends, timeout=grace_s + LAST_WORD_S)
     for worker in workers:

@@ -268,11 +268,11 @@ async def test_a_dead_backend_turns_health_and_answers_unavailable(server, chann
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_faults_of_ours_tell_the_request_id_and_no_more(server, stub, capsys):
+async def test_faults_of_ours_tell_the_request_id_and_no_more(server, stub, capsys, monkeypatch):
     def broken(*_, **__):
         raise ValueError("secret text")
 
-    server._engine._tokenization.encode = broken
+    monkeypatch.setattr("service.engine.encode", broken)
     with pytest.raises(grpc.RpcError) as failed:
         await stub.Classify(
             pb.ClassifyRequest(texts=["secret text"]), metadata=(("x-request-id", "id-1"),)
