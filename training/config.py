@@ -31,6 +31,8 @@ class NetworkConfig(BaseModel):
     max_tokens: int = 512
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    bigrams: int = 0
+    bigram_width: int = 8
 
 
 class TrainConfig(BaseModel):

@@ -178,7 +178,7 @@ def check_parity(
             with torch.inference_mode():
                 expected = served(torch.from_numpy(ids), torch.from_numpy(mask))
             for name, tensor in zip(OUTPUTS, expected, strict=True):
-                gap = float(np.abs(got[name] - tensor.numpy()).max())
+                gap = float(np.abs(got[name] - tensor.numpy()).max(initial=0))
                 by_output[name] = max(by_output[name], gap)
                 if not gap <= tolerance:
                     raise ExportError(f"{name} at B={size}, S={length}: off by {gap:.2e}")
@@ -215,5 +215,5 @@ def _on_padding(got: dict[str, np.ndarray], mask: np.ndarray) -> float:
         float(np.abs(got["evidence"] * off[:, :, None]).max()),
         float(np.abs(got["contributions"] * off[:, :, None]).max()),
         float(np.abs(got["pooling_attention"] * off[:, None]).max()),
-        float(np.abs(got["attentions"] * off[:, None, None, None]).max()),
+        float(np.abs(got["attentions"] * off[:, None, None, None]).max(initial=0)),
     )

@@ -75,11 +75,13 @@ def passes(tokens: int) -> int:
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, embedding."""
+    """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, tables."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        matrix = parameter.dim() >= 2 and not name.startswith(("embedding", "query"))
+        matrix = parameter.dim() >= 2 and not name.startswith(
+            ("embedding", "bigrams.table", "query")
+        )
         (decayed if matrix else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

@@ -9,7 +9,7 @@ from model.config import ModelConfig
     [
         ({"heads": 5}, "heads=5 must divide d_model=192"),
         ({"d_model": 18, "heads": 6}, "must be even"),
-        ({"layers": 0}, "greater than or equal to 1"),
+        ({"layers": -1}, "greater than or equal to 0"),
         ({"classes": 1}, "greater than or equal to 2"),
         ({"dropout": 1.0}, "less than 1"),
         ({"colour": "red"}, "Extra inputs"),

@@ -26,6 +26,19 @@ def test_every_output_agrees_with_torch_at_every_shape(graph, network):
     assert parity.company <= 1e-5
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_so_does_a_network_of_pairs_with_layers_or_without(layers):
+    network = random_network(
+        classes=2, d_model=32, layers=layers, heads=4, d_ff=48, max_tokens=24, bigrams=512
+    )
+    halve_weights(network)
+    graph = export(network, 1.7, half_weights=True)
+    parity = check_parity(graph, network, 1.7)
+    assert parity.worst <= 1e-4
+    assert parity.completeness <= 1e-4
+    assert parity.padding == 0
+
+
 def test_a_difference_is_noticed(graph, network):
     with pytest.raises(ExportError, match=r"probabilities at B=1, S=1: off by"):
         check_parity(graph, network, 1.0)
