@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.bundle import About, Bundle, check_place, sha256, write_bundle
 from model.classifier import TextClassifier
@@ -223,9 +224,19 @@ def code_identity() -> str:
 
 def _begin_with(network: TextClassifier, path: Path) -> str:
     """Load the weights of an earlier stage, but for a head of other classes; returns what
-    identifies them."""
+    identifies them.
+
+    Layers that the earlier stage had not are added silent, their residual branches at zero as in
+    Fixup (Zhang, Dauphin and Ma 2019), so that the network begins as what it grew from.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        for number, layer in enumerate(network.encoder.stack()):
+            place = f"encoder.layers.{number}."
+            if not any(name.startswith(place) for name in weights):
+                nn.init.zeros_(layer.attention.out_proj.weight)
+                nn.init.zeros_(layer.feed_forward.down_proj.weight)
+                weights |= {place + name: value for name, value in layer.state_dict().items()}
         if weights["head.bias"].shape != network.head.bias.shape:
             weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
         network.load_state_dict(weights)

@@ -33,6 +33,21 @@ def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classe
     assert torch.equal(network.head.bias, expected)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers):
+    before = random_network(classes=2, bigrams=64, **SHAPE | {"layers": layers})
+    torch.save(before.state_dict(), tmp_path / "best.pt")
+    network = random_network(classes=2, bigrams=64, **SHAPE)
+    _begin_with(network, tmp_path / "best.pt")
+    input_ids = torch.tensor([[5, 7, 9, 11], [4, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    assert torch.equal(network(input_ids, mask), before(input_ids, mask))
+    network(input_ids, mask).sum().backward()
+    new = network.encoder.layers[-1]
+    assert (new.attention.out_proj.weight.grad != 0).any()
+    assert (new.feed_forward.down_proj.weight.grad != 0).any()
+
+
 def test_weights_of_another_network_are_refused(stage, tmp_path):
     wider = random_network(classes=2, **SHAPE | {"d_ff": 48})
     with pytest.raises(ConfigError, match=r"best\.pt: no weights for this network"):
