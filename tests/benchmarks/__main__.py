@@ -12,7 +12,7 @@ from tests.benchmarks.bench import Bench, say
 from tests.benchmarks.bundles import MissingTorch, find
 from tests.benchmarks.process import ProcessFailed
 
-SCENARIOS = ("unary", "bulk", "coldstart", "views", "overload", "mixed", "dead", "memory")
+SCENARIOS = ("unary", "bulk", "coldstart", "views", "overload", "mixed", "dead", "memory", "reload")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--texts", type=Path, metavar="FILE", help="real texts: lines, or the column text of a CSV")
     add("--count", type=int, default=1280, help="how many different texts (default: 1280)")
     add("--calls", type=int, default=20_000, help="calls of the scenario memory (default: 20000)")
+    add("--reloads", type=int, default=50, help="of the scenario reload (default: 50)")
     add("--serve", default="", metavar="FLAGS", help="more flags of our server, as one word")
     add("--channels", type=int, default=1, help="connections of each load (default: 1)")
     add("--seed", type=int, default=0)

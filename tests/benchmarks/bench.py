@@ -55,8 +55,10 @@ class Load:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    def finish(self) -> dict[str, Any]:
-        """Wait for the end; the summary. Raises `ProcessFailed`."""
+    def finish(self, *, now: bool = False) -> dict[str, Any]:
+        """Wait for the end, or ask for it `now`; the summary. Raises `ProcessFailed`."""
+        if now:
+            self._process.terminate()
         try:
             output, words = self._process.communicate(timeout=self._limit_s)
         except subprocess.TimeoutExpired as error:

@@ -4,16 +4,18 @@
     python -m tests.benchmarks.load open HOST:PORT --rate 200 --deadline 1 --cancel-share 0.5
     python -m tests.benchmarks.load stream HOST:PORT --callers 2 --per-call 64
 
-`closed`: callers who each wait for an answer before they call again. `open`: calls arrive by
-chance (Poisson) however slow the answers are. `stream`: bulk streams with a window of messages
-under way. Latency counts from when a call was sent; `late_p99_ms` says by how much the generator
-itself was behind its schedule, so that its own limits are not taken for the server's.
+`closed`: callers who each wait for an answer before they call again, until SIGTERM at the latest.
+`open`: calls arrive by chance (Poisson) however slow the answers are. `stream`: bulk streams with a
+window of messages under way. Latency counts from when a call was sent; `late_p99_ms` says by how
+much the generator itself was behind its schedule, so that its own limits are not taken for the
+server's.
 """
 
 import argparse
 import asyncio
 import collections
 import json
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -60,6 +62,11 @@ class Generator:
         self._unary: list[Any] = [one.unary_unary(f"{SERVICE}/Classify") for one in self._channels]
         self._timeout_s = PATIENCE_S if deadline_s is None else deadline_s
         self._sent = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let the callers of `closed` make no more calls."""
+        self._stopped = True
 
     async def closed(
         self, callers: int, seconds: float, most: int, hang_up: Callable[[int], float]
@@ -71,7 +78,7 @@ class Generator:
         end = time.monotonic() + seconds
 
         async def caller(number: int) -> None:
-            while self._sent < most and (now := time.monotonic()) < end:
+            while not self._stopped and self._sent < most and (now := time.monotonic()) < end:
                 await self._call(number, now, hang_up(self._sent))
 
         await asyncio.gather(*(caller(number) for number in range(callers)))
@@ -201,6 +208,7 @@ async def run(options: argparse.Namespace) -> list[Call]:
         for channel in channels:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
         generator = Generator(channels, requests, options.deadline)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, generator.stop)
         if options.wait:
             print("READY", flush=True)
             await asyncio.to_thread(sys.stdin.readline)

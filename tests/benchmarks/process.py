@@ -112,14 +112,16 @@ class Process:
         """The lines of its log with this `event`."""
         return [line for line in self._lines() if line.get("event") == name]
 
-    def ask(self, name: str, patience_s: float = 5.0) -> dict[str, Any]:
-        """Send SIGUSR1 and wait for one more line with this `event`."""
+    def ask(
+        self, name: str, number: signal.Signals = signal.SIGUSR1, patience_s: float = 5.0
+    ) -> dict[str, Any]:
+        """Send a signal and wait for one more line with this `event`."""
         before = len(self.events(name))
-        self._process.send_signal(signal.SIGUSR1)
+        self._process.send_signal(number)
         end = time.monotonic() + patience_s
         while len(found := self.events(name)) == before:
             if time.monotonic() > end or self._process.poll() is not None:
-                raise self._failed(f"did not answer SIGUSR1 with a line {name!r}")
+                raise self._failed(f"did not answer {number.name} with a line {name!r}")
             time.sleep(POLL_S)
         return found[-1]
 

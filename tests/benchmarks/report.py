@@ -50,6 +50,11 @@ COLUMNS = {
     "growth": ("bytes a call", ",.1f"),
     "growth_low": ("95% from", ",.1f"),
     "growth_high": ("to", ",.1f"),
+    "reload_s": ("a reload s", ".2f"),
+    "failed": ("failed", ",.0f"),
+    "growth_mb": ("MB a reload", ",.2f"),
+    "growth_mb_low": ("95% from", ",.2f"),
+    "growth_mb_high": ("to", ",.2f"),
     "late_p99_ms": ("generator late ms", ",.1f"),
 }
 

@@ -1,4 +1,4 @@
-"""Our server with a backend that counts, does nothing or leaks; all else is as it is served.
+"""Our server with a backend that counts, does nothing, leaks or stays; all else is as served.
 
     python -m tests.benchmarks.server --backend null -- --grpc 127.0.0.1:0 --device cpu
 
@@ -72,6 +72,16 @@ class LeakingBackend(CountingBackend):
         return super().run(input_ids, attention_mask, variant)
 
 
+class HoardingBackend(CountingBackend):
+    """The real one, which is kept when another takes its place."""
+
+    kept: list[CountingBackend] = []  # noqa: RUF012 - it is to outlive everything
+
+    def __init__(self, graph: onnx.ModelProto, **options: Any) -> None:
+        super().__init__(graph, **options)
+        self.kept.append(self)
+
+
 class NullBackend(CountingBackend):
     """Answers at once, the same to all: what is left is the cost of everything else."""
 
@@ -95,6 +105,7 @@ class NullBackend(CountingBackend):
 BACKENDS: dict[str, type[CountingBackend]] = {
     "counting": CountingBackend,
     "leaking": LeakingBackend,
+    "hoarding": HoardingBackend,
     "null": NullBackend,
 }
 

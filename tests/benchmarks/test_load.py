@@ -49,6 +49,14 @@ async def test_closed_callers_wait_for_their_answers():
     }
 
 
+async def test_closed_callers_can_be_told_to_stop():
+    channel = Channel()
+    generator = Generator([channel], REQUESTS, None)
+    asyncio.get_running_loop().call_later(0.05, generator.stop)
+    await generator.closed(2, seconds=30, most=1 << 40, hang_up=lambda number: math.inf)
+    assert {one.code for one in generator.calls} == {"OK"}
+
+
 async def test_open_callers_do_not_wait():
     channel = Channel(seconds=30)
     generator = Generator([channel], REQUESTS, 0.2)

@@ -1,6 +1,7 @@
 """The measured server counts what reaches its backend, and the bench measures it."""
 
 import argparse
+import signal
 
 import pytest
 
@@ -39,3 +40,14 @@ def test_its_null_answers_have_every_view(bench: Bench):
         "calls_invalid_argument",
     }
     assert streamed["calls_ok"] == streamed["calls"] > 0
+
+
+def test_it_reloads_under_load_and_no_call_fails(bench: Bench):
+    with bench.measured(bench.first[1], "hoarding") as server:
+        with bench.load(server, "closed", callers=2, mix=True) as load:
+            load.begin()
+            for _ in range(3):
+                assert server.ask("reloaded", signal.SIGHUP, 20)["bundle"] == "tiny 1"
+            summary = load.finish(now=True)
+    assert set(summary["codes"]) == {"OK", "INVALID_ARGUMENT"}
+    assert summary["calls"] > 10
