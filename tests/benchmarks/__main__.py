@@ -5,14 +5,27 @@ import importlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from service.ort_backend import DeviceError, choose_provider
 from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import Bench, say
 from tests.benchmarks.bundles import MissingTorch, find
 from tests.benchmarks.process import ProcessFailed
 
-SCENARIOS = ("unary", "bulk", "coldstart", "views", "overload", "mixed", "dead", "memory", "reload")
+SCENARIOS = (
+    "unary",
+    "bulk",
+    "coldstart",
+    "views",
+    "overload",
+    "mixed",
+    "dead",
+    "memory",
+    "reload",
+    "parity",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,21 +51,26 @@ def parser() -> argparse.ArgumentParser:
     add("--count", type=int, default=1280, help="how many different texts (default: 1280)")
     add("--calls", type=int, default=20_000, help="calls of the scenario memory (default: 20000)")
     add("--reloads", type=int, default=50, help="of the scenario reload (default: 50)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of all that computes")
     add("--serve", default="", metavar="FLAGS", help="more flags of our server, as one word")
     add("--channels", type=int, default=1, help="connections of each load (default: 1)")
     add("--seed", type=int, default=0)
     return top
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the scenarios; 0 when all were measured, 1 when one could not be."""
     top = parser()
-    options = top.parse_args()
+    options = top.parse_args(arguments)
     unknown = [name for name in options.scenarios if name not in SCENARIOS]
     if unknown:
         top.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     if options.texts and not options.texts.is_file():
         top.error(f"--texts {options.texts}: no such file")
+    try:
+        choose_provider(options.device)
+    except DeviceError as error:
+        top.error(str(error))
     failed = False
     with tempfile.TemporaryDirectory(prefix="realce-bundles-") as temporary:
         cache = options.out / "bundles" if options.out else Path(temporary)

@@ -22,7 +22,6 @@ SPARE_S = 90.0  # beyond its seconds, for the answers that are still to come
 LEAD_S = 1.0  # of a load beside another
 SETTLE_S = 0.3  # between two phases, for what the last one left running
 RAW, UNBATCHED = "raw loop", "grpc.aio, unbatched"
-LOOPBACK = ("--grpc", "127.0.0.1:0", "--device", "cpu")
 
 Key = tuple[str, str, str]  # system, bundle, load
 Phase = Callable[[], Figures]
@@ -109,7 +108,7 @@ class Bench:
     def peer(self, name: str, bundle: Path, *flags: str) -> Process:
         """Another server, one of `tests.benchmarks.peers`."""
         command = [sys.executable, "-m", f"tests.benchmarks.peers.{name}", *flags]
-        return Process([*command, "--bundle", str(bundle)])
+        return Process([*command, "--bundle", str(bundle), "--device", self.options.device])
 
     def systems(self, name: str, bundle: Path) -> dict[str, Process]:
         """Ours and its peers on a bundle; on the first one ours without a backend, too."""
@@ -162,7 +161,8 @@ class Bench:
     def raw(self, kind: str, bundle: Path, **flags: Any) -> Figures:
         """The raw loop, in a process of its own; flags as of `tests.benchmarks.raw`."""
         command = [sys.executable, "-m", "tests.benchmarks.raw", kind, "--bundle", str(bundle)]
-        command += as_flags(self.texts | {"seconds": self.seconds} | flags)
+        shared = {"seconds": self.seconds, "device": self.options.device}
+        command += as_flags(self.texts | shared | flags)
         process = launch(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             output, words = process.communicate(timeout=self.seconds + SPARE_S)
@@ -189,7 +189,8 @@ class Bench:
         return rows
 
     def _flags(self, bundle: Path) -> list[str]:
-        return [*LOOPBACK, "--bundle", str(bundle), *shlex.split(self.options.serve)]
+        place = ["--grpc", "127.0.0.1:0", "--device", self.options.device]
+        return [*place, "--bundle", str(bundle), *shlex.split(self.options.serve)]
 
 
 def say(text: str) -> None:

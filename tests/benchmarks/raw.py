@@ -22,7 +22,7 @@ import onnxruntime
 
 from model.bundle import Bundle, read_bundle
 from model.tokenizer import PAD_ID
-from service.ort_backend import cpu_quota, extract
+from service.ort_backend import Device, choose_provider, cpu_quota, extract
 from service.settings import EMBEDDED_BUNDLE
 from service.types import FloatArray, IntArray, Variant
 from tests.benchmarks.figures import Figures, per_thousand, percentile, strict
@@ -35,7 +35,7 @@ OUTPUTS = list(Variant.PLAIN.value)
 class Raw:
     """A bundle's plain graph and its tokenizer; `threads` 0 leaves ONNX Runtime its default."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, device: Device = "cpu") -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
@@ -45,7 +45,7 @@ class Raw:
         self.labels = bundle.manifest.labels
         self._tokenizer = bundle.tokenizer
         self._session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
+            content, options, providers=[choose_provider(device)]
         )
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("sorted", "arriving", "single"))
     parser.add_argument("--bundle", type=Path, default=EMBEDDED_BUNDLE)
     parser.add_argument("--threads", type=int, default=0, help="default: the CPU quota")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--count", type=int, default=1280, help="how many different texts")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, else made ones")
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     texts = chosen(options.texts, options.count, lengths=options.lengths, seed=options.seed)
-    raw = Raw(read_bundle(options.bundle), threads=1)
+    raw = Raw(read_bundle(options.bundle), threads=1, device=options.device)
     threads = options.threads or cpu_quota()
     print(json.dumps(strict(measure(options.kind, raw, texts, threads, options.seconds))))
 

@@ -55,6 +55,12 @@ COLUMNS = {
     "growth_mb": ("MB a reload", ",.2f"),
     "growth_mb_low": ("95% from", ",.2f"),
     "growth_mb_high": ("to", ",.2f"),
+    "logits": ("logits", ".1e"),
+    "probabilities": ("probabilities", ".1e"),
+    "evidence": ("evidence", ".1e"),
+    "contributions": ("contributions", ".1e"),
+    "pooling_attention": ("pooling attention", ".1e"),
+    "attentions": ("attentions", ".1e"),
     "late_p99_ms": ("generator late ms", ",.1f"),
 }
 

@@ -1,13 +1,18 @@
 """What scenarios make of what they measured."""
 
+import importlib
 import math
 
 import pytest
 
+from service.ort_backend import OrtBackend
+from tests.benchmarks.__main__ import SCENARIOS, main
 from tests.benchmarks.bench import as_flags
 from tests.benchmarks.calls import Call
+from tests.benchmarks.report import COLUMNS
 from tests.benchmarks.scenarios.coldstart import costs
 from tests.benchmarks.scenarios.overload import judge
+from tests.benchmarks.scenarios.parity import compare
 from tests.benchmarks.server import padding
 
 
@@ -46,6 +51,37 @@ def test_padding_is_a_share_of_what_was_computed():
     before, after = {"tokens": 5, "padded_tokens": 10}, {"tokens": 50, "padded_tokens": 60}
     assert padding(before, after) == {"padding_share": pytest.approx(0.1)}
     assert math.isnan(padding(after, after)["padding_share"])
+
+
+def test_every_scenario_can_be_run():
+    for name in SCENARIOS:
+        scenario = importlib.import_module(f"tests.benchmarks.scenarios.{name}")
+        assert set(scenario.SHOWN) <= set(COLUMNS)
+        assert callable(scenario.run)
+
+
+def test_differences_between_devices_are_found(tiny_bundle, monkeypatch):
+    assert set(compare(tiny_bundle, "cpu", seed=0).values()) == {0.0}
+    run, first = OrtBackend.run, []
+
+    def run_otherwise(backend, ids, mask, variant):
+        outputs = run(backend, ids, mask, variant)
+        first[:] = first or [backend]
+        if backend is not first[0] and "evidence" in outputs:
+            outputs["evidence"] = outputs["evidence"] - 0.25
+        return outputs
+
+    monkeypatch.setattr(OrtBackend, "run", run_otherwise)
+    gaps = compare(tiny_bundle, "cpu", seed=0)
+    assert gaps["evidence"] == pytest.approx(0.25, abs=1e-6)
+    assert gaps["logits"] == 0.0
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(SystemExit):
+        main(["unary", "--device", "cuda"])
+    assert "device=cuda: this ONNX Runtime has only CPUExecutionProvider" in capsys.readouterr().err
 
 
 def test_flags_of_values():

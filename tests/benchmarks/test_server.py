@@ -12,7 +12,7 @@ from tests.benchmarks.server import COUNTED, COUNTERS, LEAKED_BYTES
 @pytest.fixture
 def bench(tiny_bundle) -> Bench:
     options = argparse.Namespace(
-        rounds=1, seconds=20.0, texts=None, count=50, seed=0, serve="", channels=1
+        rounds=1, seconds=20.0, texts=None, count=50, seed=0, serve="", channels=1, device="cpu"
     )
     return Bench(options, {"tiny": tiny_bundle})
 
@@ -43,11 +43,13 @@ def test_its_null_answers_have_every_view(bench: Bench):
 
 
 def test_it_reloads_under_load_and_no_call_fails(bench: Bench):
-    with bench.measured(bench.first[1], "hoarding") as server:
-        with bench.load(server, "closed", callers=2, mix=True) as load:
-            load.begin()
-            for _ in range(3):
-                assert server.ask("reloaded", signal.SIGHUP, 20)["bundle"] == "tiny 1"
-            summary = load.finish(now=True)
+    with (
+        bench.measured(bench.first[1], "hoarding") as server,
+        bench.load(server, "closed", callers=2, mix=True) as load,
+    ):
+        load.begin()
+        for _ in range(3):
+            assert server.ask("reloaded", signal.SIGHUP, 20)["bundle"] == "tiny 1"
+        summary = load.finish(now=True)
     assert set(summary["codes"]) == {"OK", "INVALID_ARGUMENT"}
     assert summary["calls"] > 10

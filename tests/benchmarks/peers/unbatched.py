@@ -11,7 +11,7 @@ from tests.benchmarks.raw import Raw
 async def main() -> None:
     """Answer each call by itself, its texts padded to the longest of them."""
     options = arguments(__doc__)
-    raw = Raw(read_bundle(options.bundle), options.threads)
+    raw = Raw(read_bundle(options.bundle), options.threads, options.device)
 
     async def classify(request: pb.ClassifyRequest, context: object) -> pb.ClassifyResponse:
         return respond(raw.labels, *raw.compute(raw.tokenize(request.texts)))
