@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from model.bundle import BundleError, read_bundle
+from training import results
 from training.behaviour import check
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, RunConfig, load_config
@@ -27,7 +28,14 @@ from training.pipeline import encode, fit
 from training.progress import Display
 from training.train import ranks
 
-REFUSALS = (BundleError, CheckpointError, ConfigError, DataError, ExportError)
+REFUSALS = (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    results.ResultsError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +81,9 @@ def _add_fit(commands: Any) -> None:
     )
     command.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"
+    )
+    command.add_argument(
+        "--results", type=Path, metavar="CSV", help="table of runs to add this one's figures to"
     )
     command.add_argument("--json", action="store_true", help="print the manifest when done")
     command.set_defaults(run=_fit)
@@ -215,6 +226,8 @@ def _add_report(commands: Any) -> None:
 def _fit(options: argparse.Namespace) -> int:
     config, device = _config(options), _device(options)
     run = options.run_dir or Path("runs") / config.name
+    if options.results is not None:
+        results.check(options.results)
     with ranks(device) as where, contextlib.ExitStack() as stack:
         display = Display(quiet=options.quiet or not where.first)
         board = None
@@ -227,6 +240,8 @@ def _fit(options: argparse.Namespace) -> int:
         bundle = fit(config, options.data_dir, run, options.out, where, display, start, watch)
         if bundle is not None and board is not None:
             board.test(bundle.manifest.metrics)
+    if bundle is not None and options.results is not None:
+        results.append(options.results, bundle.manifest, config.train.seed)
     if bundle is not None and options.json:
         print(bundle.manifest.model_dump_json(indent=2))
     return 0
