@@ -12,8 +12,8 @@ from model.tokenizer import Encoding
 from service.backend import Backend
 from service.batch import Entry
 from service.batcher import Batcher
-from service.errors import Unavailable
-from service.scheduler import Scheduler
+from service.errors import Overloaded, Unavailable
+from service.scheduler import LEAST_RETRY_S, Scheduler
 from service.tokenization import encode
 from service.types import ModelDescription, Prediction, Token, ViewRequest
 from service.views import check_answer_bytes
@@ -36,6 +36,7 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_queue_tokens: int = 131_072,
         max_answer_bytes: int = 64 << 20,
+        max_held_bytes: int = 256 << 20,
         hang_s: float = 30.0,
         on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -59,7 +60,8 @@ class Engine:
         self.ready = False
         self.parallel = backend.parallel
         self._backend = backend
-        self._max_answer_bytes = max_answer_bytes
+        self._max_answer_bytes, self._max_held_bytes = max_answer_bytes, max_held_bytes
+        self._held_bytes = 0
         self._notify_failure = on_failure
         self._tokenizer = bundle.tokenizer
         self._tokenizing_characters = 0
@@ -105,7 +107,26 @@ class Engine:
     ) -> list[Prediction]:
         encodings = await self._encode(texts, request, deadline)
         lengths = [len(encoding.input_ids) for encoding in encodings]
-        check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
+        size = check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
+        if self._held_bytes + size > self._max_held_bytes:
+            raise Overloaded(
+                f"answers under way hold {self._held_bytes} of {self._max_held_bytes} bytes; this "
+                f"one would be {size}",
+                retry_after_s=max(LEAST_RETRY_S, self._scheduler.wait_s()),
+            )
+        self._held_bytes += size
+        try:
+            return await self._answer(texts, request, deadline, encodings)
+        finally:
+            self._held_bytes -= size
+
+    async def _answer(
+        self,
+        texts: Sequence[str],
+        request: ViewRequest,
+        deadline: float | None,
+        encodings: Sequence[Encoding],
+    ) -> list[Prediction]:
         shape = (len(texts), len(self.description.labels))
         entry = Entry(
             input_ids=[encoding.input_ids for encoding in encodings],

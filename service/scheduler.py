@@ -26,6 +26,7 @@ PADDING_SHARE = 0.5  # of a run, that padding may cost: left out, a row would ra
 RUN_SHARE = 0.05  # of a batch's time that its run itself may take: to save more is not worth a wait
 LEAST_RUN_S = 1e-4  # what handing a batch to a thread and back costs, however fast the backend
 HEADROOM = 0.5  # share of its time that a call may spend waiting, by estimate, to be let in
+LEAST_RETRY_S = 0.01
 MAX_ATTENTION_ELEMENTS = 1 << 25  # B·L·H·S·S of one batch: 128 MiB in float32
 
 
@@ -95,7 +96,7 @@ class Scheduler:
         if self.queued_tokens + tokens > self.max_queue_tokens:
             raise Overloaded(
                 f"the queue is full: {self.queued_tokens} of {self.max_queue_tokens} tokens",
-                retry_after_s=max(0.01, self.wait_s()),
+                retry_after_s=max(LEAST_RETRY_S, self.wait_s()),
             )
         if deadline is not None:
             left_s = deadline - self.clock()

@@ -147,6 +147,7 @@ class Server:
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             max_answer_bytes=settings.max_answer_bytes,
+            max_held_bytes=settings.max_held_bytes,
             hang_s=settings.hang_s,
             on_failure=self._backend_gone,
         )

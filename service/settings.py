@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_text_bytes: Bytes = Field(262_144, description="longest text, in UTF-8 bytes")
     max_request_bytes: Bytes = Field(8 << 20, description="largest request message, in bytes")
     max_answer_bytes: Bytes = Field(64 << 20, description="largest answer, in bytes of tensors")
+    max_held_bytes: Bytes = Field(
+        256 << 20, description="bytes of tensors in all answers under way before calls are refused"
+    )
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
     hang_s: float = Field(
@@ -95,6 +98,7 @@ class Settings(BaseSettings):
         for small, large in (
             ("max_batch_tokens", "max_queue_tokens"),
             ("max_text_bytes", "max_request_bytes"),
+            ("max_answer_bytes", "max_held_bytes"),
         ):
             if getattr(self, small) > getattr(self, large):
                 raise Contradiction(small, large)

@@ -27,8 +27,8 @@ def answer_bytes(lengths: Iterable[int], request: ViewRequest, model: ModelDescr
 
 def check_answer_bytes(
     lengths: Iterable[int], request: ViewRequest, model: ModelDescription, limit: int
-) -> None:
-    """Refuse, before inference, what would be too large to send."""
+) -> int:
+    """The bytes of `answer_bytes`; refuses, before inference, what would be too large to send."""
     size = answer_bytes(lengths, request, model)
     if size > limit:
         names = ", ".join(sorted(view.name for view in request.views))
@@ -41,6 +41,7 @@ def check_answer_bytes(
                 )
             ]
         )
+    return size
 
 
 def cut(outputs: Outputs, row: int, length: int, request: ViewRequest) -> dict[View, FloatArray]:

@@ -123,6 +123,30 @@ async def test_nothing_is_answered_before_it_is_warm_nor_after_it_is_closed(bund
         await engine.classify(TEXTS, NO_VIEWS, None)
 
 
+async def test_answers_under_way_are_bounded_together(bundle):
+    backend = FakeBackend()
+    backend.open.clear()
+    engine = Engine(bundle, backend, max_answer_bytes=1000, max_held_bytes=1000)
+    starting = asyncio.create_task(engine.start())
+    backend.open.set()
+    await starting
+    backend.open.clear()
+    request = ViewRequest(frozenset({View.EVIDENCE}))  # 8 bytes a token of two classes
+    (encoding,) = bundle.tokenizer.encode_batch(["good " * 20], offsets=False)
+    size = 8 * len(encoding.input_ids)
+    assert 500 < 3 * size < 1000 < 6 * size
+    first = asyncio.create_task(engine.classify(["good " * 20] * 3, request, None))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded, match=f"hold {3 * size} of 1000 bytes; this one would be"):
+        await engine.classify(["good " * 20] * 3, request, None)
+    plain = asyncio.create_task(engine.classify(["good " * 20], NO_VIEWS, None))
+    backend.open.set()
+    assert len(await first) == 3
+    assert len(await plain) == 1
+    assert len(await engine.classify(["good " * 20] * 3, request, None)) == 3
+    engine.close()
+
+
 async def test_a_deadline_that_has_passed_is_refused_before_the_text_is_read(engine, monkeypatch):
     monkeypatch.setattr("service.engine.encode", None)
     with pytest.raises(DeadlineExceeded):
