@@ -1,9 +1,9 @@
 """What is computed next: a pure policy over a queue, with an injected clock.
 
-Calls wait by turn. The oldest of them, a batch of rows for each thread, are at the front, and only
-their rows are computed: a call is begun late and then finished soon, so that little is lost on
-callers who go. A call has a batch's worth of rows there at most, then it is at the back again: one
-of a thousand texts holds up none of one.
+Calls wait by turn. The oldest of them, a batch of rows for each thread and one to choose from, are
+at the front, and only their rows are computed: a call is begun late and then finished soon, so that
+little is lost on callers who go. A call has a batch's worth of rows there in its turn, then it is
+at the back again: one of a thousand texts holds up none of one.
 
 On a CPU a batch padded to its longest row costs more than no batch at all. So rows at the front lie
 by their length, and a batch begins with the length of the call that has been there longest and
@@ -174,8 +174,12 @@ class Scheduler:
 
     def _advance(self) -> None:
         """Let calls come to the front, each for its turn, while there is room."""
-        while self._queue and self._front_batches < self.parallel:
+        while self._queue:
             entry = next(iter(self._queue))
+            # A call alone keeps all threads busy; beside others it has one turn at a time.
+            room = self.parallel + (entry not in self._front)
+            if self._front_batches >= room:
+                return
             del self._queue[entry]
             if entry.abandoned:
                 self.forget(entry)

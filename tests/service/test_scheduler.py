@@ -156,12 +156,12 @@ def test_a_queue_of_callers_who_have_all_gone_is_empty(scheduler):
 
 
 def test_calls_are_begun_late_and_finished_soon(scheduler):
-    calls = [entry(8, 40), entry(8, 40), entry(8, 40)]
+    calls = [entry(8, 40) for _ in range(4)]
     for one in calls:
         scheduler.add(one)
-    # Two are at the front; the third row of 8 tokens would have fitted the first batch.
+    # Three are at the front, two batches' worth; the fourth row of 8 would have fitted the first.
     order = [[who for who, _ in batch.parts] for batch in batches(scheduler)]
-    assert order[:2] == [calls[:2], calls[:1]]
+    assert order[:2] == [calls[:3], calls[:1]]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(scheduler):

@@ -1,14 +1,11 @@
-"""Does memory grow with the calls answered? Beside ours, a server that leaks and must be caught."""
+"""Does memory grow with the calls answered?"""
 
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bench import Bench, say
-from tests.benchmarks.figures import slope
-from tests.benchmarks.process import Process, ProcessFailed
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.growth import GROWS, beside_a_leak, grown
+from tests.benchmarks.process import Process
 from tests.benchmarks.report import Result, Row
 from tests.benchmarks.server import LEAKED_BYTES
 
@@ -25,29 +22,16 @@ SHOWN: tuple[str, ...] = (
     "growth_low",
     "growth_high",
 )
-GROWS = "grows"
 
 
 def run(bench: Bench) -> Result:
-    """One long run of each, of calls of all kinds."""
-    name, folder = bench.first
-    rows = [Row("realce", name, "all kinds"), Row("realce, leaking", name, "all kinds")]
-    starts: tuple[Callable[[Path], Process], ...] = (
-        bench.serve,
-        partial(bench.measured, backend="leaking"),
-    )
-    for row, start in zip(rows, starts, strict=True):
-        say(f"{row.system}, {row.bundle}, {bench.options.calls} calls")
-        with start(folder) as server:
-            watch(bench, server, row)
-    result = Result("memory", rows, SHOWN)
+    """Calls of all kinds."""
+    result = Result("memory", [], SHOWN)
     result.notes.append(
         f"the leak is {LEAKED_BYTES} bytes a row; growth is the slope of resident memory with its "
         f"95% interval, {GROWS!r} where all of that is above {TOLERATED:g} bytes a call"
     )
-    if rows[1].verdict != GROWS:
-        result.notes.append("THE LEAK WAS NOT DETECTED: the other verdict is worth nothing")
-    return result
+    return beside_a_leak(bench, result, f"{bench.options.calls} calls", "leaking", watch)
 
 
 def watch(bench: Bench, server: Process, row: Row) -> None:
@@ -66,10 +50,7 @@ def watch(bench: Bench, server: Process, row: Row) -> None:
             sizes.append(server.rss())
         summary = loading.finish()
     calls_per_s = summary["calls"] / times[-1]
-    try:
-        found = slope(times, sizes)
-    except ValueError as error:
-        raise ProcessFailed(f"--calls {bench.options.calls}: too few: {error}") from error
+    found = grown(times, sizes, f"--calls {bench.options.calls}")
     row.verdict = found.verdict(TOLERATED * calls_per_s)
     row.series = {"seconds": times, "rss_mb": [size / 1e6 for size in sizes]}
     row.rounds.append(

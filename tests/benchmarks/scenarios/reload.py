@@ -1,23 +1,18 @@
-"""Does memory grow with the bundles put in service, and does any call suffer from it?
-
-Beside ours, a server that lets go of no backend and must be caught.
-"""
+"""Does memory grow with the bundles put in service, and does any call suffer from it?"""
 
 import signal
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
-from tests.benchmarks.bench import Bench, say
-from tests.benchmarks.figures import slope
-from tests.benchmarks.process import Process, ProcessFailed
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.growth import GROWS, beside_a_leak, grown
+from tests.benchmarks.process import Process
 from tests.benchmarks.report import Result, Row
 
 CALLERS = 4
 LONGEST_S = 20.0  # a reload
 SETTLE_S = 0.3  # for the one before to be drained and let go of
 TOLERATED_MB = 0.5  # a reload, that allocators may take; an engine is a hundred times that
+EXPECTED = ("OK", "INVALID_ARGUMENT")  # of calls of all kinds
 SHOWN: tuple[str, ...] = (
     "reload_s",
     "calls",
@@ -28,31 +23,16 @@ SHOWN: tuple[str, ...] = (
     "growth_mb_low",
     "growth_mb_high",
 )
-GROWS = "grows"
-EXPECTED = ("OK", "INVALID_ARGUMENT")  # of calls of all kinds
 
 
 def run(bench: Bench) -> Result:
     """The same bundle again and again, under calls of all kinds."""
-    name, folder = bench.first
-    load = f"{bench.options.reloads} reloads"
-    rows = [Row("realce", name, load), Row("realce, hoarding", name, load)]
-    starts: tuple[Callable[[Path], Process], ...] = (
-        bench.serve,
-        partial(bench.measured, backend="hoarding"),
-    )
-    for row, start in zip(rows, starts, strict=True):
-        say(f"{row.system}, {row.bundle}, {row.load}")
-        with start(folder) as server:
-            watch(bench, server, row)
-    result = Result("reload", rows, SHOWN)
+    result = Result("reload", [], SHOWN)
     result.notes.append(
         f"beside {CALLERS} callers; growth is the slope of resident memory with its 95% interval, "
         f"{GROWS!r} where all of that is above {TOLERATED_MB} MB a reload"
     )
-    if rows[1].verdict != GROWS:
-        result.notes.append("THE HOARD WAS NOT DETECTED: the other verdict is worth nothing")
-    return result
+    return beside_a_leak(bench, result, f"{bench.options.reloads} reloads", "hoarding", watch)
 
 
 def watch(bench: Bench, server: Process, row: Row) -> None:
@@ -67,12 +47,12 @@ def watch(bench: Bench, server: Process, row: Row) -> None:
             time.sleep(SETTLE_S)
             sizes.append(server.rss())
         summary = load.finish(now=True)
-    try:
-        found = slope(range(len(sizes)), [size / 1e6 for size in sizes])
-    except ValueError as error:
-        raise ProcessFailed(f"--reloads {times}: too few: {error}") from error
-    row.verdict = found.verdict(TOLERATED_MB)
-    row.series = {"reloads": list(range(len(sizes))), "rss_mb": [size / 1e6 for size in sizes]}
+    found = grown(range(len(sizes)), sizes, f"--reloads {times}")
+    row.verdict = found.verdict(TOLERATED_MB * 1e6)
+    row.series = {
+        "reloads": [float(number) for number in range(len(sizes))],
+        "rss_mb": [size / 1e6 for size in sizes],
+    }
     row.rounds.append(
         {
             "reload_s": sum(taken_s) / times,
@@ -80,8 +60,8 @@ def watch(bench: Bench, server: Process, row: Row) -> None:
             "failed": sum(n for code, n in summary["codes"].items() if code not in EXPECTED),
             "rss_before_mb": sizes[0] / 1e6,
             "rss_mb": sizes[-1] / 1e6,
-            "growth_mb": found.estimate,
-            "growth_mb_low": found.low,
-            "growth_mb_high": found.high,
+            "growth_mb": found.estimate / 1e6,
+            "growth_mb_low": found.low / 1e6,
+            "growth_mb_high": found.high / 1e6,
         }
     )
