@@ -280,8 +280,7 @@ async def test_the_loop_computes_a_short_call_alone_itself(prompt, calls, on_the
 async def test_what_takes_no_time_is_computed_at_once():
     backend = ThreadedBackend(prompt=True)
     rig = Rig(backend, token_s=1e-5)
-    calls = [rig.submit([5]), rig.submit([6])]
-    assert [call.result().logits[0, 1] for call in calls] == [5, 6]
+    assert rig.submit([5]).result().logits[0, 1] == 5
     assert set(backend.threads) == {threading.current_thread()}
     rig.batcher.close()
 
