@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from model import attribution
 from model.attention import MultiHeadAttention, rotary_angles
-from model.bigrams import BigramEmbedding
 from model.config import ModelConfig
 from model.encoder import Encoder, LayerTrace, TextDropout
 from model.tokenizer import PAD_ID
@@ -41,11 +40,6 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, padding_idx=PAD_ID)
-        self.bigrams = (
-            BigramEmbedding(config.bigrams, config.bigram_width, config.d_model)
-            if config.bigrams
-            else None
-        )
         self.embedding_dropout = TextDropout(config.dropout)
         self.encoder = Encoder(config)
         self.query = nn.Parameter(torch.empty(1, 1, config.d_model))
@@ -69,9 +63,6 @@ class TextClassifier(nn.Module):
             nn.init.normal_(layer.feed_forward.down_proj.weight, std=scale)
         nn.init.normal_(self.embedding.weight, std=1 / self.config.d_model**0.5)
         nn.init.zeros_(self.embedding.weight[PAD_ID])
-        if self.bigrams is not None:
-            nn.init.normal_(self.bigrams.widen.weight, std=self.config.bigram_width**-0.5)
-            nn.init.zeros_(self.bigrams.table.weight)
         nn.init.zeros_(self.head.bias)
 
     @property
@@ -121,10 +112,7 @@ class TextClassifier(nn.Module):
         return self.query.new_zeros(size, 0, self.config.heads, length, length)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
-        x = self.embedding(input_ids)  # [B, S, d]
-        if self.bigrams is not None:
-            x = x + self.bigrams(input_ids)
-        return self.embedding_dropout(x)
+        return self.embedding_dropout(self.embedding(input_ids))  # [B, S, d]
 
     def _rotary(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         length = input_ids.size(1)

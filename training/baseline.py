@@ -21,12 +21,14 @@ class LinearBaseline:
     """Logistic regression over tf-idf of words and word pairs, every class weighed alike."""
 
     pipeline: Pipeline
+    classes: int
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], labels: npt.NDArray[np.int64], strength: float = 10.0
+        cls, texts: Sequence[str], targets: npt.NDArray[np.float32], strength: float = 10.0
     ) -> Self:
-        """Learn from texts [N] and classes [N]; `strength` is the inverse of the penalty (C)."""
+        """Learn from texts [N] and targets [N, C], a graded one as a weighed row of each class;
+        `strength` is the inverse of the penalty (C)."""
         pipeline = make_pipeline(
             TfidfVectorizer(
                 ngram_range=(1, 2),
@@ -35,11 +37,17 @@ class LinearBaseline:
                 token_pattern=_WORD,
                 dtype=np.float32,
             ),
-            LogisticRegression(C=strength, max_iter=1000, tol=1e-3),
+            LogisticRegression(C=strength, solver="newton-cg", tol=1e-3),
         )
-        pipeline.fit(texts, labels)
-        return cls(pipeline)
+        row, label = targets.nonzero()
+        weights = targets[row, label]
+        pipeline.fit(
+            [texts[i] for i in row.tolist()], label, logisticregression__sample_weight=weights
+        )
+        return cls(pipeline, targets.shape[1])
 
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of texts [N]."""
-        return np.asarray(self.pipeline.predict_proba(texts), dtype=np.float32)
+        probabilities = np.zeros((len(texts), self.classes), dtype=np.float32)
+        probabilities[:, self.pipeline.classes_] = self.pipeline.predict_proba(texts)
+        return probabilities

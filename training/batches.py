@@ -12,33 +12,41 @@ from model.tokenizer import PAD_ID, Encoding
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Encoded rows, end to end: row i is `ids[starts[i]:starts[i + 1]]`, its class `labels[i]`."""
+    """Encoded rows, end to end: row i is `ids[starts[i]:starts[i + 1]]`, `targets[i]` [C] the
+    share that each class has of its label; no classes where labels do not matter."""
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.float32]
 
     @classmethod
-    def encode(cls, encodings: Sequence[Encoding], labels: npt.NDArray[np.int64]) -> "Dataset":
-        """From one encoding and one class a row."""
+    def encode(
+        cls, encodings: Sequence[Encoding], targets: npt.NDArray[np.float32] | None = None
+    ) -> "Dataset":
+        """From one encoding a row and its target, if it has one."""
         lengths = [len(encoding.input_ids) for encoding in encodings]
         ids = [encoding.input_ids for encoding in encodings]
         return cls(
             ids=np.concatenate(ids).astype(np.int32) if ids else np.zeros(0, np.int32),
             starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            labels=labels,
+            targets=np.zeros((len(ids), 0), np.float32) if targets is None else targets,
         )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def joined(self, more: "Dataset") -> "Dataset":
         """These rows, then those of `more`."""
         return Dataset(
             ids=np.concatenate([self.ids, more.ids]),
             starts=np.concatenate([self.starts, self.starts[-1] + more.starts[1:]]),
-            labels=np.concatenate([self.labels, more.labels]),
+            targets=np.concatenate([self.targets, more.targets]),
         )
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class with the largest share, [N]."""
+        return self.targets.argmax(axis=1)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -48,11 +56,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """input_ids and attention_mask [B, S], labels [B]; `rows` counts all ranks' in this step."""
+    """input_ids, attention_mask [B, S], targets [B, C]; `rows` counts all ranks' in this step."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
     rows: int
 
     def to(self, device: torch.device) -> "TrainingBatch":
@@ -60,7 +68,7 @@ class TrainingBatch:
         return TrainingBatch(
             self.input_ids.to(device),
             self.attention_mask.to(device),
-            self.labels.to(device),
+            self.targets.to(device),
             self.rows,
         )
 
@@ -172,6 +180,6 @@ class TrainingBatches:
         # Windows are drawn for the whole batch, so that the number of ranks changes nothing.
         generator = np.random.default_rng([self.seed, epoch, number])
         input_ids, mask = collate(self.dataset, rows, self.crop_tokens, generator)
-        labels = torch.from_numpy(self.dataset.labels[rows])
+        targets = torch.from_numpy(self.dataset.targets[rows])
         part = slice(self.rank, None, self.world_size)
-        return TrainingBatch(input_ids[part], mask[part], labels[part], rows=len(rows))
+        return TrainingBatch(input_ids[part], mask[part], targets[part], rows=len(rows))

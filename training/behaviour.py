@@ -293,7 +293,7 @@ def check(bundle: Bundle, suites: Sequence[Path] = ()) -> dict[Path, Report]:
 
     def predict(texts: Sequence[str]) -> Logits:
         encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
-        return predict_bundle(bundle, Dataset.encode(encodings, np.zeros(len(texts), np.int64)))
+        return predict_bundle(bundle, Dataset.encode(encodings))
 
     labels = bundle.manifest.labels
     return {path: run(read_suite(path, labels), predict, labels) for path in paths}

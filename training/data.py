@@ -1,17 +1,18 @@
 """Rows in: labelled texts from files and hubs, checked, filtered, split."""
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from training.formats import DataError, read_file, read_hub
 
@@ -22,6 +23,8 @@ MAX_LABEL_CHARACTERS = 64  # as in the manifest
 # The standard library's \w: lists of keys are made with it, and it leaves out combining marks.
 _NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
+Shares = Mapping[str, float]  # by class, sums to 1
+
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
@@ -37,8 +40,10 @@ class SourceConfig(BaseModel):
     hub_split: str = "train"
     text: str = Field("text", description="Column of the text.")
     label: str = Field("label", description="Column of the label.")
-    labels: dict[str, str | Literal[False] | None] | None = Field(
-        None, description="Name of each label value; false leaves its rows out. None: as they are."
+    labels: dict[str, str | dict[str, float] | Literal[False] | None] | None = Field(
+        None,
+        description="Name of each label value, or each name's share of it; false leaves its rows "
+        "out. None: as they are.",
     )
     language: str = "und"
     license: str = "unspecified"
@@ -47,6 +52,7 @@ class SourceConfig(BaseModel):
         "text", description="'sentences': each sentence under its text's label (weak labels)."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the rows in one training epoch.")
+    weight: float = Field(1.0, gt=0, description="What a row counts in the linear part.")
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
 
@@ -56,25 +62,41 @@ class SourceConfig(BaseModel):
             raise ValueError(f"{self.name}: give one of path and hub")
         return self
 
+    @field_validator("labels")
+    @classmethod
+    def _whole(cls, labels: dict[str, Any] | None) -> dict[str, Any] | None:
+        for value, shares in (labels or {}).items():
+            if isinstance(shares, dict) and (
+                min(shares.values(), default=-1) < 0 or not math.isclose(sum(shares.values()), 1)
+            ):
+                raise ValueError(f"{value!r}: the shares {shares} do not sum to 1")
+        return labels
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Labelled texts, column by column: texts [N], labels [N] (class index), sources [N] (index of
-    the source among those read together) and languages [N]."""
+    """Labelled texts, column by column: texts [N], targets [N, C] (each class's share of the label,
+    one of them 1 unless the label is graded), sources [N] (index of the source among those read
+    together) and languages [N]."""
 
     texts: list[str]
-    labels: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.float32]
     sources: npt.NDArray[np.int64]
     languages: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class with the largest share, [N]."""
+        return self.targets.argmax(axis=1)
+
     def take(self, at: npt.NDArray[Any]) -> "Rows":
         """The rows at these indices, or where this mask is True."""
         at = np.flatnonzero(at) if at.dtype == bool else at
         texts = [self.texts[i] for i in at]
-        return Rows(texts, self.labels[at], self.sources[at], self.languages[at])
+        return Rows(texts, self.targets[at], self.sources[at], self.languages[at])
 
 
 def read_rows(
@@ -87,17 +109,15 @@ def read_rows(
     """
     where = _where(source, base)
     texts: list[str] = []
-    names: list[str] = []
+    shares: list[Shares] = []
     dropped: Counter[str] = Counter()
     for place, text, value in _records(source, base):
-        name = _label_name(source, labels, value)
-        if name is None:
+        share = _shares(source, labels, value)
+        if share is None:
             dropped["left-out label"] += 1
             continue
-        if name == "":
-            named = (
-                value for value in source.labels or () if _label_name(source, labels, value) != ""
-            )
+        if not share:
+            named = (value for value in source.labels or () if _shares(source, labels, value) != {})
             known = sorted(named if source.labels else labels or ())
             reason = f"; known are {known}" if known else ": a label cannot be blank"
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
@@ -108,12 +128,12 @@ def read_rows(
                 dropped["blank"] += 1
                 continue
             texts.append(piece)
-            names.append(name)
+            shares.append(share)
         if source.limit is not None and len(texts) >= source.limit:
             break
     if not texts:
         raise DataError(f"{where}: no rows{_left_out(dropped)}")
-    found = sorted(set(names))
+    found = sorted({name for share in shares for name in share})
     if len(found) < 2:
         first = "" if source.limit is None else f" of the first {source.limit}"
         raise DataError(
@@ -123,10 +143,9 @@ def read_rows(
     if labels is None:
         _check_discovered(where, source, found)
     classes = labels or tuple(found)
-    index = {name: i for i, name in enumerate(classes)}
     rows = Rows(
         texts=texts,
-        labels=np.array([index[name] for name in names], dtype=np.int64),
+        targets=np.array([[share.get(name, 0.0) for name in classes] for share in shares], "f4"),
         sources=np.zeros(len(texts), dtype=np.int64),
         languages=np.full(len(texts), source.language),
     )
@@ -165,19 +184,20 @@ def deduplicate(parts: Sequence[Rows]) -> tuple[Rows, dict[str, int]]:
     taken: set[str] = set()
     kept: list[Rows] = []
     for number, part in enumerate(parts):
+        labels = part.labels
         keys = [row_key(text) for text in part.texts]
         first: dict[str, int] = {}
         conflicting: set[str] = set()
         for i, key in enumerate(keys):
             if key not in first:
                 first[key] = i
-            elif part.labels[first[key]] != part.labels[i]:
+            elif labels[first[key]] != labels[i]:
                 conflicting.add(key)
         dropped["contradictory"] += sum(key in conflicting for key in keys)
         chosen = [i for key, i in first.items() if key not in conflicting and key not in taken]
         taken |= first.keys()
         one = part.take(np.array(chosen, dtype=np.int64))
-        kept.append(Rows(one.texts, one.labels, np.full(len(one), number), one.languages))
+        kept.append(Rows(one.texts, one.targets, np.full(len(one), number), one.languages))
     rows = concatenate(kept)
     dropped["duplicate"] = sum(map(len, parts)) - len(rows) - dropped["contradictory"]
     return rows, dict(dropped)
@@ -187,7 +207,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     """All rows of all parts, in order."""
     return Rows(
         texts=[text for part in parts for text in part.texts],
-        labels=np.concatenate([part.labels for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
         sources=np.concatenate([part.sources for part in parts]),
         languages=np.concatenate([part.languages for part in parts]),
     )
@@ -212,13 +232,14 @@ def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]
     return rows.take(~in_test & ~in_validation), rows.take(in_validation), rows.take(in_test)
 
 
-def _label_name(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) -> str | None:
-    """The label's name; None: leave the row out; '': not known."""
+def _shares(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) -> Shares | None:
+    """What share of the label each class has; None: leave the row out; none: not known."""
     key = str(value).strip()
     name = key if source.labels is None else source.labels.get(key, "")
     if name is None or name is False:
         return None
-    return name if labels is None or name in labels else ""
+    shares = name if isinstance(name, dict) else {name: 1.0}
+    return shares if all(labels is None or one in labels for one in shares) and name else {}
 
 
 def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> None:

@@ -19,6 +19,6 @@ def drop_tokens(input_ids: Tensor, attention_mask: Tensor, rate: float) -> Tenso
     return input_ids.masked_fill(dropped, MASK_ID)
 
 
-def classification_loss(logits: Tensor, labels: Tensor, rows: int, smoothing: float) -> Tensor:
-    """Cross-entropy summed over this rank's rows [B, C], over `rows`, those of all ranks."""
-    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / rows
+def classification_loss(logits: Tensor, targets: Tensor, rows: int, smoothing: float) -> Tensor:
+    """Cross-entropy of logits and targets [B, C], summed over this rank's rows, over all ranks'."""
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) / rows

@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from training.splits import Splits, prepare
 from training.train import Ranks, Trainer, Watch
 from training.vectors import token_vectors
 
-TOKENIZER_SAMPLE = 60_000  # texts are enough to learn a vocabulary; more only take longer
+# Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
+TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def fit(
 
 def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) -> Encoded:
     """Learn the tokenizer, unless `run` keeps it already, and read the rows with it."""
-    tokenizer = _tokenizer(config, splits.train.texts, run, where)
+    tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     return Encoded(tokenizer, encode(splits.train, tokenizer), validation)
 
@@ -96,7 +98,7 @@ def untrained(
     network_config = ModelConfig(
         vocab_size=encoded.tokenizer.vocab_size,
         classes=len(splits.labels),
-        **config.network.model_dump(),
+        **config.network.model_dump() | {"pairs": 0},
     )
     torch.manual_seed(config.train.seed)
     network = TextClassifier(network_config)
@@ -208,7 +210,7 @@ def finish(
 
 def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
     """Rows as token ids."""
-    return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.labels)
+    return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
 
 
 def code_identity() -> str:
@@ -254,7 +256,7 @@ def _begin_with_vectors(
 ) -> None:
     """Give the embedding what co-occurrence knows; tokens that it does not know stay as drawn."""
     encodings = tokenizer.encode_batch(unlabelled, offsets=False)
-    more = Dataset.encode(encodings, np.zeros(len(unlabelled), dtype=np.int64))
+    more = Dataset.encode(encodings, np.zeros((len(unlabelled), network.config.classes), "f4"))
     vectors, known = token_vectors(
         train.joined(more), network.config.vocab_size, network.config.d_model, seed
     )
@@ -262,14 +264,12 @@ def _begin_with_vectors(
         network.embedding.weight[torch.from_numpy(known)] = torch.from_numpy(vectors[known])
 
 
-def _tokenizer(config: RunConfig, texts: list[str], run: Path, where: Ranks) -> Tokenizer:
+def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokenizer:
     """The run's tokenizer, learnt once by the first process and kept in the run folder."""
     path, max_tokens = run / "tokenizer.json", config.network.max_tokens
     if where.first and not path.exists():
-        generator = np.random.default_rng(config.train.seed)
-        sample = generator.permutation(len(texts))[:TOKENIZER_SAMPLE]
         tokenizer = Tokenizer.train(
-            (texts[i][:1000] for i in sample),
+            _sample(rows, np.random.default_rng(config.train.seed)),
             vocab_size=config.train.vocab_size,
             max_tokens=max_tokens,
         )
@@ -277,6 +277,20 @@ def _tokenizer(config: RunConfig, texts: list[str], run: Path, where: Ranks) -> 
     if where.world_size > 1:
         dist.barrier()
     return Tokenizer.from_json(path.read_bytes(), max_tokens=max_tokens)
+
+
+def _sample(rows: Rows, generator: np.random.Generator) -> Iterator[str]:
+    """Texts to learn a vocabulary from, of each language as many characters: or else the language
+    with the longer texts gets most of the pieces, and the other's words are cut to bits."""
+    languages = sorted(set(rows.languages))
+    for language in languages:
+        left = TOKENIZER_CHARACTERS // len(languages)
+        for i in generator.permutation(np.flatnonzero(rows.languages == language)):
+            if left <= 0:
+                break
+            text = rows.texts[i][:TOKENIZER_TEXT]
+            left -= len(text)
+            yield text
 
 
 def _logits(
@@ -289,7 +303,7 @@ def _logits(
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     """The linear baseline's metrics of every test set, learnt from the same rows."""
-    baseline = LinearBaseline.fit(splits.train.texts, splits.train.labels)
+    baseline = LinearBaseline.fit(splits.train.texts, splits.train.targets)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 

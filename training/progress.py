@@ -31,10 +31,10 @@ class Meter:
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: TrainingBatch) -> None:
         """Count one step."""
-        share = len(batch.labels) / batch.rows
+        share = len(batch.targets) / batch.rows
         self.loss_sum += float(loss) / max(share, 1e-9)
-        self.correct += int((logits.argmax(1) == batch.labels).sum())
-        self.seen += len(batch.labels)
+        self.correct += int((logits.argmax(1) == batch.targets.argmax(1)).sum())
+        self.seen += len(batch.targets)
         self.texts += batch.rows
         self.steps += 1
 

@@ -101,7 +101,7 @@ def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Ite
             "same export in there twice?"
         )
     for name, part in sets.items():
-        counts = np.bincount(part.labels, minlength=len(labels))
+        counts = part.targets.sum(axis=0)
         if missing := [label for label, count in zip(labels, counts, strict=True) if not count]:
             yield f"{name} has no row of {missing}"
         share = counts.max() / len(part)
@@ -148,12 +148,12 @@ def _teach(
     the labels (self-training, Yarowsky 1995), and texts it is unsure of are left out."""
     names = [one.name for one in config.sources]
     own = rows.take(np.isin(rows.sources, [names.index(name) for name in source.teacher]))
-    probabilities = LinearBaseline.fit(own.texts, own.labels).probabilities(texts)
+    probabilities = LinearBaseline.fit(own.texts, own.targets).probabilities(texts)
     sure = probabilities.max(axis=1) >= source.least_confidence
     display.say(f"{source.name}: {sure.sum():,} labelled by a linear model of {source.teacher}")
     taught = Rows(
         texts=texts,
-        labels=probabilities.argmax(axis=1).astype(np.int64),
+        targets=probabilities,
         sources=np.full(len(texts), number),
         languages=np.full(len(texts), source.language),
     )

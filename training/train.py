@@ -79,9 +79,7 @@ def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        matrix = parameter.dim() >= 2 and not name.startswith(
-            ("embedding", "bigrams.table", "query")
-        )
+        matrix = parameter.dim() >= 2 and not name.startswith(("embedding", "query"))
         (decayed if matrix else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
@@ -187,7 +185,9 @@ class Trainer:
         input_ids = drop_tokens(batch.input_ids, batch.attention_mask, config.token_dropout)
         with self.autocast:
             logits = self.wrapped(input_ids, batch.attention_mask)
-        loss = classification_loss(logits.float(), batch.labels, batch.rows, config.label_smoothing)
+        loss = classification_loss(
+            logits.float(), batch.targets, batch.rows, config.label_smoothing
+        )
         # DistributedDataParallel takes the mean over ranks; the loss is a sum over them.
         (loss * self.where.world_size).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
