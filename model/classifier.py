@@ -9,6 +9,7 @@ from model import attribution
 from model.attention import MultiHeadAttention, rotary_angles
 from model.config import ModelConfig
 from model.encoder import Encoder, LayerTrace, TextDropout
+from model.linear import LinearPart
 from model.tokenizer import PAD_ID
 
 
@@ -28,12 +29,12 @@ class Explanation(NamedTuple):
 
 
 class TextClassifier(nn.Module):
-    """Encoder, learned-query pooling, linear head.
+    """Encoder, learned-query pooling, linear head; beside them a linear part, if there is one.
 
     The pooling is cross-attention from one learned query (a slice of it per head) over the
     encoder's output: pooling by multi-head attention (Lee et al. 2019, Set Transformer, section
-    3.2). Nothing non-linear stands between it and the logits, which is what makes the account
-    exact.
+    3.2). Nothing non-linear stands between it and the logits, and the linear part adds to these,
+    which is what makes the account exact.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,6 +46,9 @@ class TextClassifier(nn.Module):
         self.query = nn.Parameter(torch.empty(1, 1, config.d_model))
         self.pooling = MultiHeadAttention(config.d_model, config.heads)
         self.head = nn.Linear(config.d_model, config.classes)
+        self.linear = (
+            LinearPart(config.vocab_size, config.pairs, config.classes) if config.pairs else None
+        )
         cos, sin = rotary_angles(config.max_tokens, config.d_head, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -64,6 +68,8 @@ class TextClassifier(nn.Module):
         nn.init.normal_(self.embedding.weight, std=1 / self.config.d_model**0.5)
         nn.init.zeros_(self.embedding.weight[PAD_ID])
         nn.init.zeros_(self.head.bias)
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight.weight)
 
     @property
     def parameter_count(self) -> int:
@@ -76,7 +82,10 @@ class TextClassifier(nn.Module):
         states, _ = self.encoder(self._embed(input_ids), mask, self._rotary(input_ids))
         query = self.query.expand(input_ids.size(0), -1, -1)
         pooled, _ = self.pooling(query, states, mask, need_weights=False)  # [B, 1, d]
-        return self.head(pooled[:, 0])
+        logits: Tensor = self.head(pooled[:, 0])
+        if self.linear is not None:
+            logits = logits + self.linear(input_ids, attention_mask).sum(dim=1)
+        return logits
 
     def explain(self, input_ids: Tensor, attention_mask: Tensor) -> Explanation:
         """Logits and everything that led to them, from the same weights as `forward`."""
@@ -92,10 +101,16 @@ class TextClassifier(nn.Module):
             attribution.mixing(layer.attention, trace)
             for layer, trace in zip(self.encoder.stack(), traces, strict=True)
         ]
+        contributions = attribution.contributions(evidence, mixings)
+        logits = self.head(pooled[:, 0])
+        if self.linear is not None:  # what a token says by itself has nowhere to be carried
+            said = self.linear(input_ids, attention_mask)  # [B, S, C]
+            logits, evidence = logits + said.sum(dim=1), evidence + said
+            contributions = contributions + said
         return Explanation(
-            logits=self.head(pooled[:, 0]),
+            logits=logits,
             evidence=evidence,
-            contributions=attribution.contributions(evidence, mixings),
+            contributions=contributions,
             pooling_attention=looked[:, :, 0],
             attentions=self._stacked(traces, input_ids),
         )

@@ -1,7 +1,10 @@
 """What makes a confidence mean something: the temperature, and where to say "not sure"."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.optimize import minimize_scalar
+import numpy.typing as npt
+from scipy.optimize import minimize, minimize_scalar
 
 from training.evaluate import Labels, Logits, softmax
 
@@ -21,6 +24,20 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     bound = float(np.log(20))
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
+
+
+def fit_shares(parts: Sequence[Logits], labels: Labels) -> npt.NDArray[np.float64]:
+    """What each of several models' logits [N, C] counts in their sum: the shares, none negative,
+    with the least negative log-likelihood (stacked generalisation, Wolpert 1992; Breiman 1996)."""
+
+    def loss(shares: npt.NDArray[np.float64]) -> float:
+        total = sum(share * logits for share, logits in zip(shares, parts, strict=True))
+        own = softmax(np.asarray(total))[np.arange(len(labels)), labels]
+        return float(-np.log(np.clip(own, 1e-12, None)).mean())
+
+    begin = np.full(len(parts), 1 / len(parts))
+    found = minimize(loss, begin, method="L-BFGS-B", bounds=[(0, 20)] * len(parts))
+    return np.asarray(found.x)
 
 
 def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:

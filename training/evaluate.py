@@ -8,9 +8,9 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
+from torch import nn
 
 from model.bundle import Bundle
-from model.classifier import TextClassifier
 from training.batches import Dataset, collate, plan
 from training.data import Rows, concatenate
 
@@ -20,12 +20,12 @@ Labels = npt.NDArray[np.int64]
 
 @torch.inference_mode()
 def predict(
-    network: TextClassifier, dataset: Dataset, device: torch.device, max_batch_tokens: int = 16_384
+    network: nn.Module, dataset: Dataset, device: torch.device, max_batch_tokens: int = 16_384
 ) -> Logits:
     """Logits [N, C] of every row, whole (no windows), in the rows' order."""
     training = network.training
     network.eval()
-    logits = np.zeros((len(dataset), network.config.classes), dtype=np.float32)
+    logits = np.zeros_like(dataset.targets)
     for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
         input_ids, mask = collate(dataset, rows)
         logits[rows] = network(input_ids.to(device), mask.to(device)).float().cpu().numpy()

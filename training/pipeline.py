@@ -21,11 +21,12 @@ from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
-from training.calibrate import abstention_threshold, fit_temperature
+from training.calibrate import abstention_threshold, fit_shares, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
+from training.linear import LinearClassifier
 from training.progress import Display
 from training.splits import Splits, prepare
 from training.train import Ranks, Trainer, Watch
@@ -78,6 +79,9 @@ def fit(
     history = trainer(config, splits, encoded, network, identity, run, where).fit(display, watch)
     if not where.first:
         return None
+    if config.network.pairs:
+        display.say("fitting the linear part")
+        network = with_linear_part(config, splits, encoded, network, where)
     return finish(config, splits, encoded.tokenizer, network, history, out, where, display)
 
 
@@ -91,7 +95,8 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
 def untrained(
     config: RunConfig, splits: Splits, encoded: Encoded, *, vectors: bool = True
 ) -> TextClassifier:
-    """The network as its seed draws it; with token vectors if the run is to have them.
+    """The network as its seed draws it, its linear part to come; with token vectors if the run is
+    to have them.
 
     `vectors=False` leaves these out, where other weights come in their place anyhow.
     """
@@ -131,6 +136,34 @@ def trainer(
     )
     fingerprint = f"{identity}-{len(encoded.train)}"
     return Trainer(network, batches, encoded.validation, config.train, fingerprint, run, where)
+
+
+def with_linear_part(
+    config: RunConfig, splits: Splits, encoded: Encoded, network: TextClassifier, where: Ranks
+) -> TextClassifier:
+    """The fitted network and a linear part, fitted to the same rows, each with the share that suits
+    the validation rows.
+
+    Fitted one by one, because together the linear part, which learns faster, would leave the
+    encoder only what no one can learn.
+    """
+    shape = network.config.model_copy(update={"pairs": config.network.pairs})
+    counts = np.array([source.weight for source in splits.sources])[splits.train.sources]
+    linear = LinearClassifier.fit(encoded.train, counts, shape, config.train.linear_strength)
+    logits = [
+        np.concatenate([predict(one, rows, where.device) for rows in encoded.validation.values()])
+        for one in (network, linear.to(where.device))
+    ]
+    truth = np.concatenate([rows.labels for rows in encoded.validation.values()])
+    deep, wide = fit_shares(logits, truth)
+    both = TextClassifier(shape).to(where.device)
+    both.load_state_dict(network.state_dict(), strict=False)
+    both.linear = linear.part
+    with torch.no_grad():
+        both.head.weight.mul_(deep)
+        both.head.bias.mul_(deep).add_(linear.bias, alpha=wide)
+        linear.part.weight.weight.mul_(wide)
+    return both
 
 
 def finish(
@@ -279,12 +312,14 @@ def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokeni
     return Tokenizer.from_json(path.read_bytes(), max_tokens=max_tokens)
 
 
-def _sample(rows: Rows, generator: np.random.Generator) -> Iterator[str]:
+def _sample(
+    rows: Rows, generator: np.random.Generator, characters: int = TOKENIZER_CHARACTERS
+) -> Iterator[str]:
     """Texts to learn a vocabulary from, of each language as many characters: or else the language
     with the longer texts gets most of the pieces, and the other's words are cut to bits."""
     languages = sorted(set(rows.languages))
     for language in languages:
-        left = TOKENIZER_CHARACTERS // len(languages)
+        left = characters // len(languages)
         for i in generator.permutation(np.flatnonzero(rows.languages == language)):
             if left <= 0:
                 break

@@ -4,13 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.tokenizer import Encoding
-from training.batches import Dataset, TrainingBatches, collate, epoch_rows, plan
+from training.batches import Dataset, TrainingBatch, TrainingBatches, collate, epoch_rows, plan
 
 
 def dataset(*lengths: int) -> Dataset:
     """Rows whose ids count up from 10 · (row + 1)."""
     rows = [np.arange(n, dtype=np.int64) + 10 * (i + 1) for i, n in enumerate(lengths)]
-    return Dataset.encode([Encoding(row, None, False) for row in rows], np.arange(len(lengths)))
+    return Dataset.encode(
+        [Encoding(row, None, False) for row in rows], np.eye(len(lengths), dtype="f4")
+    )
 
 
 def test_literal_batch():
@@ -50,6 +52,11 @@ def test_sources_are_passed_as_often_as_asked(epochs, counts):
     assert np.bincount(source_of_row[rows], minlength=2).tolist() == counts
 
 
+def rows_of(batch: TrainingBatch) -> list[int]:
+    """Each row of `dataset` has a class of its own."""
+    return batch.targets.argmax(dim=1).tolist()
+
+
 def test_ranks_share_each_batch_and_epochs_differ():
     rows = dataset(*range(1, 30))
 
@@ -62,13 +69,13 @@ def test_ranks_share_each_batch_and_epochs_differ():
     for whole, first, second in zip(
         alone, batches(0, 2).iterate(0), batches(1, 2).iterate(0), strict=True
     ):
-        assert first.rows == second.rows == whole.rows == len(whole.labels)
-        assert sorted([*first.labels, *second.labels]) == sorted(whole.labels)
+        assert first.rows == second.rows == whole.rows == len(whole.targets)
+        assert sorted([*rows_of(first), *rows_of(second)]) == sorted(rows_of(whole))
         assert whole.input_ids[0::2].tolist() == first.input_ids.tolist()
     again = list(batches(0, 1).iterate(0, first=2))
-    assert [b.labels.tolist() for b in again] == [b.labels.tolist() for b in alone[2:]]
+    assert [rows_of(b) for b in again] == [rows_of(b) for b in alone[2:]]
     other = list(batches(0, 1).iterate(1))
-    assert [b.labels.tolist() for b in other] != [b.labels.tolist() for b in alone]
+    assert [rows_of(b) for b in other] != [rows_of(b) for b in alone]
 
 
 def test_tokens_of_an_epoch_count_windows_and_passes():

@@ -72,6 +72,23 @@ def csv_file(tmp_path: Path, content: str | bytes, name: str = "rows.csv") -> Pa
     return path
 
 
+def test_a_graded_label_is_a_share_of_each_class(tmp_path):
+    path = csv_file(tmp_path, "text,label\nok,3\nbom,5\nruim,2\n")
+    grades = {"2": {"bad": 0.8, "good": 0.2}, "3": {"bad": 0.5, "good": 0.5}, "5": "good"}
+    rows, labels, _ = read(path, labels=grades)
+    assert labels == ("bad", "good")
+    np.testing.assert_allclose(rows.targets, [[0.5, 0.5], [0, 1], [0.8, 0.2]])
+    assert rows.labels[1:].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"label='2'; known are \['5'\]"):
+        read(path, ("good", "fine"), labels=grades)
+
+
+@pytest.mark.parametrize("shares", [{"bad": 0.5, "good": 0.4}, {"bad": 1.2, "good": -0.2}, {}])
+def test_shares_of_a_label_make_one_whole(shares):
+    with pytest.raises(ValidationError, match=r"'3': the shares .* do not sum to 1"):
+        SourceConfig(name="s", path="rows.csv", labels={"3": shares})
+
+
 def test_labels_are_named_and_left_out(tmp_path):
     path = csv_file(tmp_path, "review,stars\nbom,5\nruim,1\nmédio,3\n ,5\n")
     names = {"1": "negative", "3": False, "5": "positive"}
@@ -256,8 +273,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def rows_of(*pairs: tuple[str, int]) -> Rows:
     texts, labels = zip(*pairs, strict=True)
-    size = len(texts)
-    return Rows(list(texts), np.array(labels), np.zeros(size, np.int64), np.full(size, "en"))
+    targets, size = np.eye(2, dtype=np.float32)[list(labels)], len(texts)
+    return Rows(list(texts), targets, np.zeros(size, np.int64), np.full(size, "en"))
 
 
 def test_duplicates_are_kept_once_and_contradictions_not_at_all():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.batches import Dataset
-from training.calibrate import abstention_threshold, fit_temperature
+from training.calibrate import abstention_threshold, fit_shares, fit_temperature
 from training.evaluate import (
     expected_calibration_error,
     measure,
@@ -38,10 +38,21 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
+def test_each_part_of_a_sum_gets_the_share_that_it_earns():
+    generator = np.random.default_rng(0)
+    good, useless = generator.normal(0, 2, (2, 20_000, 2)).astype(np.float32)
+    truth = softmax(good, 0.5)
+    labels = (generator.random(20_000) < truth[:, 1]).astype(np.int64)
+    np.testing.assert_allclose(fit_shares([good, useless], labels), [2, 0], atol=0.1)
+    np.testing.assert_allclose(fit_shares([good / 2, -good], labels), [4, 0], atol=0.2)
+    halves = fit_shares([good + useless, good - useless], labels)
+    np.testing.assert_allclose(halves, [1, 1], atol=0.1)
+
+
 def test_a_bundle_is_measured_by_its_own_graph(bundle):
     texts = ["I hated every minute of this film", "Adorei cada minuto deste filme"]
     encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
-    probabilities = predict_bundle(bundle, Dataset.encode(encodings, np.array([0, 1])))
+    probabilities = predict_bundle(bundle, Dataset.encode(encodings))
     assert probabilities.argmax(axis=1).tolist() == [0, 1]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.networks import random_network
 from training.config import ConfigError
-from training.pipeline import _begin_with
+from training.data import Rows
+from training.pipeline import _begin_with, _sample
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
 
@@ -35,9 +37,9 @@ def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classe
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers):
-    before = random_network(classes=2, bigrams=64, **SHAPE | {"layers": layers})
+    before = random_network(classes=2, **SHAPE | {"layers": layers})
     torch.save(before.state_dict(), tmp_path / "best.pt")
-    network = random_network(classes=2, bigrams=64, **SHAPE)
+    network = random_network(classes=2, **SHAPE)
     _begin_with(network, tmp_path / "best.pt")
     input_ids = torch.tensor([[5, 7, 9, 11], [4, 8, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -54,3 +56,22 @@ def test_weights_of_another_network_are_refused(stage, tmp_path):
         _begin_with(wider, stage)
     with pytest.raises(ConfigError, match=r"none\.pt: no weights for this network"):
         _begin_with(wider, tmp_path / "none.pt")
+
+
+def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
+    texts = ["uma frase", *["a sentence that is longer"] * 5]
+    languages = np.array(["pt", *["en"] * 5])
+    rows = Rows(
+        texts * 2_000, np.zeros((12_000, 2), "f4"), np.zeros(12_000), np.tile(languages, 2_000)
+    )
+    sample = list(_sample(rows, np.random.default_rng(0), characters=20_000))
+    read = {language: sum(map(len, sample_of)) for language, sample_of in _by(sample).items()}
+    assert read["pt"] == pytest.approx(10_000, abs=30)
+    assert read["en"] == pytest.approx(10_000, abs=30)
+
+
+def _by(sample: list[str]) -> dict[str, list[str]]:
+    return {
+        "pt": [text for text in sample if text == "uma frase"],
+        "en": [text for text in sample if text != "uma frase"],
+    }

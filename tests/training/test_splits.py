@@ -56,6 +56,7 @@ def test_a_teacher_labels_what_it_is_sure_of(tmp_path):
     taught = splits.train.take(splits.train.sources == 1)
     assert taught.texts == [text for text, _ in raw]
     assert [splits.labels[i] for i in taught.labels] == ["good", "bad"]
+    assert (taught.targets.max(axis=1) < 1).all(), "and says how sure it is"
     assert taught.languages.tolist() == ["en", "en"]
     assert [source.name for source in splits.sources] == ["train", "raw"]
     assert splits.unlabelled == []

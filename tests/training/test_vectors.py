@@ -9,7 +9,7 @@ from training.vectors import token_vectors
 
 def dataset(*rows: list[int]) -> Dataset:
     encodings = [Encoding(np.array(row, dtype=np.int64), None, False) for row in rows]
-    return Dataset.encode(encodings, np.zeros(len(rows), dtype=np.int64))
+    return Dataset.encode(encodings)
 
 
 def counted_slowly(rows: list[list[int]], vocab_size: int) -> np.ndarray:

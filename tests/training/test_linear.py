@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from model.config import ModelConfig
+from model.tokenizer import Encoding
+from training.batches import Dataset
+from training.evaluate import predict
+from training.linear import LinearClassifier, _counts
+
+VOCABULARY = 30
+
+
+def rows(targets: np.ndarray, seed: int = 0) -> Dataset:
+    """Texts whose class shows in some of their tokens."""
+    generator = np.random.default_rng(seed)
+    encodings = []
+    for target in targets:
+        drawn = generator.integers(3, VOCABULARY, generator.integers(2, 20))
+        own = 3 + int(target.argmax())
+        encodings.append(Encoding(np.append(drawn, [own, own]), None, False))
+    return Dataset.encode(encodings, targets.astype(np.float32))
+
+
+def config(classes: int, pairs: int = 50_000) -> ModelConfig:
+    return ModelConfig(vocab_size=VOCABULARY, classes=classes, pairs=pairs, max_tokens=64)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_answers_as_the_library_does_over_the_same_features(classes):
+    dataset = rows(np.eye(classes)[np.arange(60) % classes])
+    linear = LinearClassifier.fit(dataset, np.ones(60), config(classes), 1.0)
+    counts = _counts(dataset, linear.part)
+    scale = TfidfTransformer(sublinear_tf=True)
+    library = LogisticRegression(solver="newton-cg", tol=1e-3)
+    library.fit(scale.fit_transform(counts), dataset.labels)
+    logits = predict(linear, dataset, torch.device("cpu"))
+    probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
+    expected = library.predict_proba(scale.transform(counts))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert (logits.argmax(1) == dataset.labels).mean() > 0.9
+
+
+def test_features_are_tokens_and_neighbours():
+    dataset = rows(np.eye(2)[np.arange(20) % 2])
+    counts = _counts(dataset, LinearClassifier.fit(dataset, np.ones(20), config(2), 1.0).part)
+    texts = [" ".join(f"w{i}" for i in dataset.ids[a:b]) for a, b in _spans(dataset)]
+    words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, norm=None).fit_transform(texts)
+    # The library has no pair with the beginning of a text.
+    assert (np.sort(counts.sum(axis=1)) == np.sort(np.asarray(words.sum(axis=1)).ravel() + 1)).all()
+
+
+def test_a_graded_row_counts_in_each_class_and_a_heavy_row_as_several():
+    hard = np.eye(2)[[0, 1, 0, 1]]
+    graded = rows(np.array([[0.75, 0.25]] * 4))
+    linear = LinearClassifier.fit(graded, np.ones(4), config(2), 100.0)
+    share = torch.from_numpy(predict(linear, graded, torch.device("cpu"))).softmax(dim=1)
+    assert torch.allclose(share, torch.tensor([0.75, 0.25]), atol=0.01)
+    same = rows(hard)
+    twice = Dataset.encode(
+        [Encoding(same.ids[a:b].astype(np.int64), None, False) for a, b in _spans(same)] * 2,
+        np.concatenate([same.targets, same.targets]).astype(np.float32),
+    )
+    heavy = LinearClassifier.fit(same, np.full(4, 2.0), config(2), 1.0)
+    many = LinearClassifier.fit(twice, np.ones(8), config(2), 1.0)
+    by_weight, by_number = (predict(one, same, torch.device("cpu")) for one in (heavy, many))
+    # Rows met twice differ in how rare a feature is, so only about.
+    np.testing.assert_allclose(by_weight, by_number, atol=0.15)
+
+
+def test_a_class_without_rows_has_no_weights():
+    dataset = rows(np.eye(3)[np.arange(20) % 2])
+    linear = LinearClassifier.fit(dataset, np.ones(20), config(3), 1.0)
+    assert (linear.part.weight.weight[:, 2] == 0).all()
+    assert linear.bias[2] == 0
+
+
+def _spans(dataset: Dataset) -> list[tuple[int, int]]:
+    return list(zip(dataset.starts[:-1], dataset.starts[1:], strict=True))

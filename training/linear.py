@@ -1,0 +1,77 @@
+"""The convex fit of the network's linear part."""
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.linear import LinearPart, pair_rows
+from training.batches import Dataset
+
+
+class LinearClassifier(nn.Module):
+    """A linear part that answers by itself: its shares' sum and a bias [C]."""
+
+    def __init__(self, part: LinearPart, bias: Tensor) -> None:
+        super().__init__()
+        self.part = part
+        self.bias = nn.Parameter(bias)
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: Dataset,
+        weights: npt.NDArray[np.float64],
+        config: ModelConfig,
+        strength: float,
+    ) -> Self:
+        """The weights with the least penalised loss over the rows.
+
+        weights [N]: what each row counts; a graded target counts as a weighed row of each class.
+        `strength` is the inverse of the penalty (C). A class without rows keeps weights of zero.
+        """
+        part = LinearPart(config.vocab_size, config.pairs, config.classes)
+        counts = _counts(dataset, part)
+        scale = TfidfTransformer(sublinear_tf=True).fit(counts)
+        row, label = dataset.targets.nonzero()
+        regression = LogisticRegression(C=strength, solver="newton-cg", tol=1e-3)
+        regression.fit(
+            scale.transform(counts)[row],
+            label,
+            sample_weight=dataset.targets[row, label] * weights[row],
+        )
+        of_class, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
+        if len(regression.classes_) == 2:  # of two classes the library gives the difference
+            of_class, bias = torch.cat([-of_class, of_class]) / 2, torch.cat([-bias, bias]) / 2
+        classes = torch.from_numpy(regression.classes_)
+        linear = cls(part, torch.zeros(config.classes)).requires_grad_(False)
+        part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
+        part.weight.weight.zero_()
+        part.weight.weight[:, classes] = of_class.T.float()
+        linear.bias[classes] = bias.float()
+        return linear
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits [B, C] of input_ids and attention_mask [B, S]."""
+        return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
+
+
+def _counts(dataset: Dataset, part: LinearPart) -> csr_array:
+    """How often each row has each feature, [N, V + pairs]."""
+    ids = torch.from_numpy(dataset.ids.astype(np.int64))
+    pairs = pair_rows(ids[None], part.pairs)[0]
+    first = dataset.starts[:-1]  # whose pair is with what comes before a text: padding
+    pairs[first] = pair_rows(ids[first][:, None], part.pairs)[:, 0]
+    features = torch.stack([ids, part.vocab_size + pairs], dim=1).flatten().numpy()
+    counts = csr_array(
+        (np.ones(len(features), np.float32), features, 2 * dataset.starts),
+        shape=(len(dataset), part.vocab_size + part.pairs),
+    )
+    counts.sum_duplicates()
+    return counts
