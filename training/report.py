@@ -70,6 +70,11 @@ def model_card(
 ) -> bytes:
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config
+    beside = (
+        f", beside a linear part over tokens and {network.pairs:,} rows of hashed token pairs"
+        if network.pairs
+        else ""
+    )
     lines = [
         f"# {about.name} {about.version}",
         "",
@@ -77,7 +82,8 @@ def model_card(
         f"Licence: {about.license}.",
         "",
         f"{network.layers} encoder layers of width {network.d_model} with {network.heads} heads, "
-        f"learned-query pooling, {parameters:,} parameters, {network.vocab_size:,} word pieces; "
+        f"learned-query pooling{beside}, {parameters:,} parameters, {network.vocab_size:,} word "
+        f"pieces; "
         f"reads at most {network.max_tokens} tokens. Trained from scratch, no outside weights. "
         f"Temperature {about.temperature:.3f}.",
         "",

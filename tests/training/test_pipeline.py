@@ -1,15 +1,20 @@
 """One run begins with the weights of another."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from model.tokenizer import Encoding
 from tests.networks import random_network
-from training.config import ConfigError
+from training.batches import Dataset
+from training.config import ConfigError, RunConfig
 from training.data import Rows
-from training.pipeline import _begin_with, _sample
+from training.evaluate import predict
+from training.pipeline import Encoded, _begin_with, _sample, with_linear_part
+from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
 
@@ -56,6 +61,45 @@ def test_weights_of_another_network_are_refused(stage, tmp_path):
         _begin_with(wider, stage)
     with pytest.raises(ConfigError, match=r"none\.pt: no weights for this network"):
         _begin_with(wider, tmp_path / "none.pt")
+
+
+def test_a_linear_part_joins_with_the_share_that_it_earns():
+    generator = np.random.default_rng(0)
+
+    def rows(count: int) -> Dataset:
+        labels = np.arange(count) % 2
+        drawn = generator.integers(5, 60, (count, 6))
+        drawn[:, 2] = 3 + labels
+        return Dataset.encode(
+            [Encoding(ids, None, False) for ids in drawn], np.eye(2, dtype=np.float32)[labels]
+        )
+
+    network, train, held_out = random_network(classes=2, **SHAPE), rows(80), rows(40)
+    config = RunConfig.model_validate(
+        {
+            "sources": [{"name": "s", "path": "-"}],
+            "network": SHAPE | {"pairs": 64},
+            "train": {"crop_tokens": 16},
+        }
+    )
+    splits = SimpleNamespace(
+        sources=config.sources, train=SimpleNamespace(sources=np.zeros(80, np.int64))
+    )
+    where = Ranks(0, 1, torch.device("cpu"))
+    encoded = Encoded(None, train, {"held out": held_out})
+    both = with_linear_part(config, splits, encoded, network, where)
+    logits = {
+        name: predict(one, held_out, where.device)
+        for name, one in {"deep": network, "both": both}.items()
+    }
+    right = {name: (one.argmax(1) == held_out.labels).mean() for name, one in logits.items()}
+    assert right["both"] > 0.9 > right["deep"]
+    both.linear = None
+    alone = predict(both, held_out, where.device)
+    deep, beside = (one[:, 1] - one[:, 0] for one in (logits["deep"], alone))
+    share = np.polyfit(deep, beside, 1)[0]
+    assert -1e-6 < share < 1, "the network has learnt nothing"
+    np.testing.assert_allclose(np.polyval(np.polyfit(deep, beside, 1), deep), beside, atol=1e-4)
 
 
 def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
