@@ -21,7 +21,7 @@ from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
-from training.calibrate import abstention_threshold, fit_shares, fit_temperature
+from training.calibrate import abstention_threshold, alike, fit_shares, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Logits, measure, measure_sets, predict, softmax
@@ -155,7 +155,8 @@ def with_linear_part(
         for one in (network, linear.to(where.device))
     ]
     truth = np.concatenate([rows.labels for rows in encoded.validation.values()])
-    deep, wide = fit_shares(logits, truth)
+    sizes = [len(rows) for rows in encoded.validation.values()]
+    deep, wide = fit_shares(logits, truth, alike(sizes))
     both = TextClassifier(shape).to(where.device)
     both.load_state_dict(network.state_dict(), strict=False)
     both.linear = linear.part
@@ -182,7 +183,8 @@ def finish(
         halve_weights(network)
     logits = _logits(splits.validation, tokenizer, network, where)
     pooled = np.concatenate(list(logits.values()))
-    temperature = fit_temperature(pooled, concatenate(list(splits.validation.values())).labels)
+    truth = concatenate(list(splits.validation.values())).labels
+    temperature = fit_temperature(pooled, truth, alike([len(one) for one in logits.values()]))
     threshold = abstention_threshold(softmax(pooled, temperature))
     probabilities = {
         name: softmax(values, temperature)
@@ -220,7 +222,7 @@ def finish(
     )
     settings = config.train.model_dump() | {"steps": int(history[-1]["step"])}
     everything = np.concatenate(list(probabilities.values()))
-    truth = concatenate(list(splits.test.values())).labels
+    tested = concatenate(list(splits.test.values())).labels
     bundle = write_bundle(
         out,
         graph=graph,
@@ -232,9 +234,9 @@ def finish(
             ),
             "loss.png": report.loss_plot(history),
             "confusion.png": report.confusion_plot(
-                measure(everything, truth)["confusion"], splits.labels
+                measure(everything, tested)["confusion"], splits.labels
             ),
-            "reliability.png": report.reliability_plot(everything, truth),
+            "reliability.png": report.reliability_plot(everything, tested),
         },
     )
     display.say(f"wrote {out} ({bundle.fingerprint[:12]})")

@@ -79,7 +79,7 @@ def test_a_graded_label_is_a_share_of_each_class(tmp_path):
     assert labels == ("bad", "good")
     np.testing.assert_allclose(rows.targets, [[0.5, 0.5], [0, 1], [0.8, 0.2]])
     assert rows.labels[1:].tolist() == [1, 0]
-    with pytest.raises(DataError, match=r"label='2'; known are \['5'\]"):
+    with pytest.raises(DataError, match=r"label='3'; known are \['5'\]"):
         read(path, ("good", "fine"), labels=grades)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.batches import Dataset
-from training.calibrate import abstention_threshold, fit_shares, fit_temperature
+from training.calibrate import abstention_threshold, alike, fit_shares, fit_temperature
 from training.evaluate import (
     expected_calibration_error,
     measure,
@@ -36,6 +36,16 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     truth = softmax(logits, temperature)
     labels = (generator.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_small_set_counts_as_much_as_a_large_one():
+    assert alike([1, 3]).tolist() == [2.0, *[2 / 3] * 3]
+    sure, unsure = np.array([[2.0, 0.0]], np.float32), np.array([[2.0, 0.0]] * 3, np.float32)
+    labels = np.array([0, 1, 1, 0])
+    logits = np.concatenate([sure, unsure])
+    # Half the weight is on a right row, a third of the rest is right: two thirds in all.
+    temperature = fit_temperature(logits, labels, alike([1, 3]))
+    assert softmax(logits, temperature)[0, 0] == pytest.approx(2 / 3, abs=1e-3)
 
 
 def test_each_part_of_a_sum_gets_the_share_that_it_earns():
