@@ -46,15 +46,16 @@ class TextClassifier(nn.Module):
         self.query = nn.Parameter(torch.empty(1, 1, config.d_model))
         self.pooling = MultiHeadAttention(config.d_model, config.heads)
         self.head = nn.Linear(config.d_model, config.classes)
-        self.linear = (
-            LinearPart(config.vocab_size, config.pairs, config.classes) if config.pairs else None
-        )
         cos, sin = rotary_angles(config.max_tokens, config.d_head, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.cos: Tensor
         self.sin: Tensor
         self._initialise()
+        # After the others are drawn: it says nothing until it is fitted.
+        self.linear = (
+            LinearPart(config.vocab_size, config.pairs, config.classes) if config.pairs else None
+        )
 
     def _initialise(self) -> None:
         for parameter in self.parameters():
@@ -68,8 +69,6 @@ class TextClassifier(nn.Module):
         nn.init.normal_(self.embedding.weight, std=1 / self.config.d_model**0.5)
         nn.init.zeros_(self.embedding.weight[PAD_ID])
         nn.init.zeros_(self.head.bias)
-        if self.linear is not None:
-            nn.init.zeros_(self.linear.weight.weight)
 
     @property
     def parameter_count(self) -> int:

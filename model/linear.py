@@ -36,6 +36,8 @@ class LinearPart(nn.Module):
         self.vocab_size, self.pairs = vocab_size, pairs
         self.weight = nn.Embedding(vocab_size + pairs, classes)
         self.idf = nn.Embedding(vocab_size + pairs, 1)
+        for table in (self.weight, self.idf):
+            nn.init.zeros_(table.weight)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]

@@ -20,11 +20,11 @@ KEY_MIN_WORDS = 4  # shorter texts are stock phrases; they coincide without leak
 MAX_DISCOVERED = 256
 MAX_LABEL_CHARACTERS = 64  # as in the manifest
 
+Shares = Mapping[str, float]  # by class, sums to 1
+
 # The standard library's \w: lists of keys are made with it, and it leaves out combining marks.
 _NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
-Shares = Mapping[str, float]  # by class, sums to 1
-
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.linear import LinearPart, pair_rows
+from model.linear import LinearPart
+from model.tokenizer import PAD_ID
 from training.batches import Dataset
 
 
@@ -52,7 +53,6 @@ class LinearClassifier(nn.Module):
         classes = torch.from_numpy(regression.classes_)
         linear = cls(part, torch.zeros(config.classes)).requires_grad_(False)
         part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
-        part.weight.weight.zero_()
         part.weight.weight[:, classes] = of_class.T.float()
         linear.bias[classes] = bias.float()
         return linear
@@ -64,11 +64,10 @@ class LinearClassifier(nn.Module):
 
 def _counts(dataset: Dataset, part: LinearPart) -> csr_array:
     """How often each row has each feature, [N, V + pairs]."""
-    ids = torch.from_numpy(dataset.ids.astype(np.int64))
-    pairs = pair_rows(ids[None], part.pairs)[0]
-    first = dataset.starts[:-1]  # whose pair is with what comes before a text: padding
-    pairs[first] = pair_rows(ids[first][:, None], part.pairs)[:, 0]
-    features = torch.stack([ids, part.vocab_size + pairs], dim=1).flatten().numpy()
+    # All texts as one, with padding before each, which is what its first token's pair is with.
+    ids = np.insert(dataset.ids.astype(np.int64), dataset.starts[:-1], PAD_ID)
+    rows = part.features(torch.from_numpy(ids)[None])[0].T.numpy()  # [S, 2]
+    features = rows[ids != PAD_ID].ravel()
     counts = csr_array(
         (np.ones(len(features), np.float32), features, 2 * dataset.starts),
         shape=(len(dataset), part.vocab_size + part.pairs),

@@ -21,10 +21,16 @@ from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
-from training.calibrate import abstention_threshold, alike, fit_shares, fit_temperature
+from training.calibrate import (
+    Weights,
+    abstention_threshold,
+    alike,
+    fit_shares,
+    fit_temperature,
+)
 from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
-from training.evaluate import Logits, measure, measure_sets, predict, softmax
+from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
 from training.linear import LinearClassifier
 from training.progress import Display
@@ -43,6 +49,21 @@ class Encoded:
     tokenizer: Tokenizer
     train: Dataset
     validation: dict[str, Dataset]
+
+    @property
+    def truth(self) -> Labels:
+        """The classes of the validation rows, all sets end to end."""
+        return np.concatenate([rows.labels for rows in self.validation.values()])
+
+    @property
+    def weights(self) -> Weights:
+        """What each of these rows counts: each set as much as the next."""
+        return alike([len(rows) for rows in self.validation.values()])
+
+    def logits(self, network: nn.Module, where: Ranks) -> Logits:
+        """What a network says of these rows."""
+        sets = self.validation.values()
+        return np.concatenate([predict(network, rows, where.device) for rows in sets])
 
 
 def fit(
@@ -82,7 +103,7 @@ def fit(
     if config.network.pairs:
         display.say("fitting the linear part")
         network = with_linear_part(config, splits, encoded, network, where)
-    return finish(config, splits, encoded.tokenizer, network, history, out, where, display)
+    return finish(config, splits, encoded, network, history, out, where, display)
 
 
 def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) -> Encoded:
@@ -150,27 +171,23 @@ def with_linear_part(
     shape = network.config.model_copy(update={"pairs": config.network.pairs})
     counts = np.array([source.weight for source in splits.sources])[splits.train.sources]
     linear = LinearClassifier.fit(encoded.train, counts, shape, config.train.linear_strength)
-    logits = [
-        np.concatenate([predict(one, rows, where.device) for rows in encoded.validation.values()])
-        for one in (network, linear.to(where.device))
-    ]
-    truth = np.concatenate([rows.labels for rows in encoded.validation.values()])
-    sizes = [len(rows) for rows in encoded.validation.values()]
-    deep, wide = fit_shares(logits, truth, alike(sizes))
+    logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
+    deep, wide = fit_shares(logits, encoded.truth, encoded.weights)
+    with torch.no_grad():
+        linear.part.weight.weight.mul_(wide)
+    said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
     both = TextClassifier(shape).to(where.device)
-    both.load_state_dict(network.state_dict(), strict=False)
-    both.linear = linear.part
+    both.load_state_dict(network.state_dict() | said)
     with torch.no_grad():
         both.head.weight.mul_(deep)
         both.head.bias.mul_(deep).add_(linear.bias, alpha=wide)
-        linear.part.weight.weight.mul_(wide)
     return both
 
 
 def finish(
     config: RunConfig,
     splits: Splits,
-    tokenizer: Tokenizer,
+    encoded: Encoded,
     network: TextClassifier,
     history: list[dict[str, float]],
     out: Path,
@@ -181,14 +198,13 @@ def finish(
     half = config.weights == "float16"
     if half:
         halve_weights(network)
-    logits = _logits(splits.validation, tokenizer, network, where)
-    pooled = np.concatenate(list(logits.values()))
-    truth = concatenate(list(splits.validation.values())).labels
-    temperature = fit_temperature(pooled, truth, alike([len(one) for one in logits.values()]))
-    threshold = abstention_threshold(softmax(pooled, temperature))
+    tokenizer = encoded.tokenizer
+    logits = encoded.logits(network, where)
+    temperature = fit_temperature(logits, encoded.truth, encoded.weights)
+    threshold = abstention_threshold(softmax(logits, temperature))
     probabilities = {
-        name: softmax(values, temperature)
-        for name, values in _logits(splits.test, tokenizer, network, where).items()
+        name: softmax(predict(network, encode(rows, tokenizer), where.device), temperature)
+        for name, rows in splits.test.items()
     }
     metrics = measure_sets(probabilities, splits.test)
     if config.train.baseline:
@@ -222,7 +238,7 @@ def finish(
     )
     settings = config.train.model_dump() | {"steps": int(history[-1]["step"])}
     everything = np.concatenate(list(probabilities.values()))
-    tested = concatenate(list(splits.test.values())).labels
+    truth = concatenate(list(splits.test.values())).labels
     bundle = write_bundle(
         out,
         graph=graph,
@@ -234,9 +250,9 @@ def finish(
             ),
             "loss.png": report.loss_plot(history),
             "confusion.png": report.confusion_plot(
-                measure(everything, tested)["confusion"], splits.labels
+                measure(everything, truth)["confusion"], splits.labels
             ),
-            "reliability.png": report.reliability_plot(everything, tested),
+            "reliability.png": report.reliability_plot(everything, truth),
         },
     )
     display.say(f"wrote {out} ({bundle.fingerprint[:12]})")
@@ -328,14 +344,6 @@ def _sample(
             text = rows.texts[i][:TOKENIZER_TEXT]
             left -= len(text)
             yield text
-
-
-def _logits(
-    sets: dict[str, Rows], tokenizer: Tokenizer, network: TextClassifier, where: Ranks
-) -> dict[str, Logits]:
-    return {
-        name: predict(network, encode(rows, tokenizer), where.device) for name, rows in sets.items()
-    }
 
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:

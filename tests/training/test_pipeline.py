@@ -88,18 +88,15 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
     where = Ranks(0, 1, torch.device("cpu"))
     encoded = Encoded(None, train, {"held out": held_out})
     both = with_linear_part(config, splits, encoded, network, where)
-    logits = {
-        name: predict(one, held_out, where.device)
-        for name, one in {"deep": network, "both": both}.items()
-    }
-    right = {name: (one.argmax(1) == held_out.labels).mean() for name, one in logits.items()}
-    assert right["both"] > 0.9 > right["deep"]
+    deep, together = (predict(one, held_out, where.device) for one in (network, both))
+    right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
+    assert right[0] > 0.9 > right[1]
     both.linear = None
     alone = predict(both, held_out, where.device)
-    deep, beside = (one[:, 1] - one[:, 0] for one in (logits["deep"], alone))
-    share = np.polyfit(deep, beside, 1)[0]
-    assert -1e-6 < share < 1, "the network has learnt nothing"
-    np.testing.assert_allclose(np.polyval(np.polyfit(deep, beside, 1), deep), beside, atol=1e-4)
+    before, after = (logits[:, 1] - logits[:, 0] for logits in (deep, alone))
+    line = np.polyfit(before, after, 1)
+    assert -1e-6 < line[0] < 1, "the network has learnt nothing"
+    np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
 
 
 def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
@@ -109,13 +106,7 @@ def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
         texts * 2_000, np.zeros((12_000, 2), "f4"), np.zeros(12_000), np.tile(languages, 2_000)
     )
     sample = list(_sample(rows, np.random.default_rng(0), characters=20_000))
-    read = {language: sum(map(len, sample_of)) for language, sample_of in _by(sample).items()}
-    assert read["pt"] == pytest.approx(10_000, abs=30)
-    assert read["en"] == pytest.approx(10_000, abs=30)
-
-
-def _by(sample: list[str]) -> dict[str, list[str]]:
-    return {
-        "pt": [text for text in sample if text == "uma frase"],
-        "en": [text for text in sample if text != "uma frase"],
-    }
+    portuguese = sum(len(text) for text in sample if text == "uma frase")
+    english = sum(len(text) for text in sample if text != "uma frase")
+    assert portuguese == pytest.approx(10_000, abs=30)
+    assert english == pytest.approx(10_000, abs=30)
