@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 
 import grpc
 import numpy as np
@@ -304,12 +305,23 @@ async def test_what_cannot_be_served_is_refused_at_start(settings, change, reaso
 
 async def test_draining_finishes_what_is_under_way(settings):
     server = await Server.start(settings)
+    backend = server._engine._backend
+    run, entered, opened = backend.run, threading.Semaphore(0), threading.Event()
+
+    def held(*batch):
+        entered.release()
+        assert opened.wait(20)
+        return run(*batch)
+
+    backend.run = held
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = rpc.ClassifierStub(channel)
         calls = [stub.Classify(pb.ClassifyRequest(texts=TEXTS * 100)) for _ in range(8)]
-        while server._engine.load[0] == 0:
-            await asyncio.sleep(0.001)
-        await server.close()
+        assert await asyncio.to_thread(entered.acquire, timeout=20)
+        closing = asyncio.create_task(server.close())
+        await asyncio.sleep(0)
+        opened.set()
+        await closing
         results = await asyncio.gather(*calls, return_exceptions=True)
     answered = [r for r in results if not isinstance(r, Exception)]
     assert answered
