@@ -129,13 +129,16 @@ def test_the_same_texts_give_the_same_tokenizer():
     assert other.to_json() != TOKENIZER.to_json()
 
 
-def test_offsets_of_a_truncated_text_are_those_of_its_start():
-    text = "não gostei do pão " * 20
-    (encoding,) = TOKENIZER.encode_batch([text], offsets=True)
-    assert encoding.truncated
-    assert encoding.offsets.shape == (12, 2)
-    assert (encoding.offsets[1:, 0] >= encoding.offsets[:-1, 0]).all()
-    assert encoding.offsets[0].tolist()[0] == 0
+@given(st.text(alphabet="bom ão.é\n", min_size=1, max_size=120))
+def test_a_long_text_is_read_at_its_head_and_its_tail(text):
+    whole, cut = (one.encode(text, offsets=True) for one in (LONG_TOKENIZER, TOKENIZER))
+    kept = list(range(len(whole.input_ids)))
+    if len(kept) > 12:
+        kept = kept[:3] + kept[-9:]
+    assert cut.truncated is (len(whole.input_ids) > 12)
+    assert cut.input_ids.tolist() == whole.input_ids[kept].tolist()
+    assert cut.offsets.tolist() == whole.offsets[kept].tolist()
+    assert cut.input_ids.tolist() == TOKENIZER.encode(text, offsets=False).input_ids.tolist()
 
 
 def test_case_and_a_letter_that_grows_in_lower_case_leave_offsets_exact():
