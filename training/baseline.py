@@ -7,8 +7,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+
+from training.evaluate import softmax
+from training.regression import fit_logistic
 
 RARE_LEAST = 1000  # rows from which on a word seen once is left out
 
@@ -18,36 +19,31 @@ _WORD = r"(?u)\b\w+\b"
 
 @dataclass(frozen=True, slots=True)
 class LinearBaseline:
-    """Logistic regression over tf-idf of words and word pairs, every class weighed alike."""
+    """Logistic regression over tf-idf of words and word pairs, every class weighed alike.
 
-    pipeline: Pipeline
-    classes: int
+    `coefficients` [C, F] and `bias` [C] of the vectorizer's F features.
+    """
+
+    vectorizer: TfidfVectorizer
+    coefficients: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
 
     @classmethod
     def fit(
         cls, texts: Sequence[str], targets: npt.NDArray[np.float32], strength: float = 10.0
     ) -> Self:
-        """Learn from texts [N] and targets [N, C], a graded one as a weighed row of each class;
-        `strength` is the inverse of the penalty (C)."""
-        pipeline = make_pipeline(
-            TfidfVectorizer(
-                ngram_range=(1, 2),
-                sublinear_tf=True,
-                min_df=2 if len(texts) > RARE_LEAST else 1,
-                token_pattern=_WORD,
-                dtype=np.float32,
-            ),
-            LogisticRegression(C=strength, solver="newton-cg", tol=1e-3),
+        """Learn from texts [N] and targets [N, C]; `strength` is the inverse of the penalty (C)."""
+        vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2),
+            sublinear_tf=True,
+            min_df=2 if len(texts) > RARE_LEAST else 1,
+            token_pattern=_WORD,
+            dtype=np.float32,
         )
-        row, label = targets.nonzero()
-        weights = targets[row, label]
-        pipeline.fit(
-            [texts[i] for i in row.tolist()], label, logisticregression__sample_weight=weights
-        )
-        return cls(pipeline, targets.shape[1])
+        features = vectorizer.fit_transform(texts)
+        return cls(vectorizer, *fit_logistic(features, targets, strength=strength))
 
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of texts [N]."""
-        probabilities = np.zeros((len(texts), self.classes), dtype=np.float32)
-        probabilities[:, self.pipeline.classes_] = self.pipeline.predict_proba(texts)
-        return probabilities
+        logits = self.vectorizer.transform(texts) @ self.coefficients.T + self.bias
+        return softmax(logits).astype(np.float32)

@@ -7,13 +7,13 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.linear import LinearPart
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
+from training.regression import fit_logistic
 
 
 class LinearClassifier(nn.Module):
@@ -34,27 +34,17 @@ class LinearClassifier(nn.Module):
     ) -> Self:
         """The weights with the least penalised loss over the rows.
 
-        weights [N]: what each row counts; a graded target counts as a weighed row of each class.
-        `strength` is the inverse of the penalty (C). A class without rows keeps weights of zero.
+        weights [N]: what each row counts; `strength` is the inverse of the penalty (C).
         """
         part = LinearPart(config.vocab_size, config.pairs, config.classes)
         counts = _counts(dataset, part)
         scale = TfidfTransformer(sublinear_tf=True).fit(counts)
-        row, label = dataset.targets.nonzero()
-        regression = LogisticRegression(C=strength, solver="newton-cg", tol=1e-3)
-        regression.fit(
-            scale.transform(counts)[row],
-            label,
-            sample_weight=dataset.targets[row, label] * weights[row],
+        of_class, bias = fit_logistic(
+            scale.transform(counts), dataset.targets, weights, strength=strength
         )
-        of_class, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
-        if len(regression.classes_) == 2:  # of two classes the library gives the difference
-            of_class, bias = torch.cat([-of_class, of_class]) / 2, torch.cat([-bias, bias]) / 2
-        classes = torch.from_numpy(regression.classes_)
-        linear = cls(part, torch.zeros(config.classes)).requires_grad_(False)
+        linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
-        part.weight.weight[:, classes] = of_class.T.float()
-        linear.bias[classes] = bias.float()
+        part.weight.weight[:] = torch.from_numpy(of_class.T)
         return linear
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
