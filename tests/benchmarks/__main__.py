@@ -25,6 +25,7 @@ SCENARIOS = (
     "memory",
     "reload",
     "parity",
+    "training",
 )
 
 

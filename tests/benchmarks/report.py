@@ -61,6 +61,8 @@ COLUMNS = {
     "contributions": ("contributions", ".1e"),
     "pooling_attention": ("pooling attention", ".1e"),
     "attentions": ("attentions", ".1e"),
+    "tokens_per_s": ("training tokens/s", ",.0f"),
+    "times_torch": ("× torch", ".2f"),
     "late_p99_ms": ("generator late ms", ",.1f"),
 }
 
