@@ -76,7 +76,7 @@ def export(network: TextClassifier, temperature: float, *, half_weights: bool) -
     graph.ir_version = IR_VERSION
     _forget_origins(graph)
     if half_weights:
-        _store_halved(graph)
+        store_halved(graph)
     onnx.checker.check_model(graph, full_check=True)
     return graph
 
@@ -104,8 +104,9 @@ def _forget_origins(graph: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
 
 
-def _store_halved(graph: onnx.ModelProto) -> None:
-    """Store large float32 initialisers as float16, each behind a cast that loading folds away."""
+def store_halved(graph: onnx.ModelProto) -> None:
+    """Store large float32 initialisers, where that loses nothing, as float16 in place, each behind
+    a cast that loading folds away."""
     casts = []
     for index, tensor in enumerate(graph.graph.initializer):
         values = numpy_helper.to_array(tensor)

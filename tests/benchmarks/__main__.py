@@ -26,6 +26,7 @@ SCENARIOS = (
     "reload",
     "parity",
     "training",
+    "precision",
 )
 
 

@@ -3,16 +3,23 @@
 import importlib
 import math
 
+import numpy as np
+import onnxruntime
 import pytest
 
-from service.ort_backend import OrtBackend
+from model.bundle import read_bundle
+from service.ort_backend import OrtBackend, extract
+from service.settings import EMBEDDED_BUNDLE
+from service.types import Variant
 from tests.benchmarks.__main__ import SCENARIOS, main
 from tests.benchmarks.bench import as_flags
 from tests.benchmarks.calls import Call
+from tests.benchmarks.process import ProcessFailed
 from tests.benchmarks.report import COLUMNS
 from tests.benchmarks.scenarios.coldstart import costs
 from tests.benchmarks.scenarios.overload import judge
 from tests.benchmarks.scenarios.parity import compare
+from tests.benchmarks.scenarios.precision import labelled, precisions, widened
 from tests.benchmarks.server import padding
 
 
@@ -75,6 +82,36 @@ def test_differences_between_devices_are_found(tiny_bundle, monkeypatch):
     gaps = compare(tiny_bundle, "cpu", seed=0)
     assert gaps["evidence"] == pytest.approx(0.25, abs=1e-6)
     assert gaps["logits"] == 0.0
+
+
+def test_fewer_bits_answer_about_the_same(tmp_path):
+    embedded = read_bundle(EMBEDDED_BUNDLE)
+    graphs = precisions(embedded.graph)
+    assert list(graphs) == ["float16", "int8"]
+    full = widened(embedded.graph)
+    assert list(precisions(full)) == ["float32", "float16", "int8"]
+    ids = np.array([[5, 6, 7, 8], [9, 10, 0, 0]])
+    feeds = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
+    exact = _logits(full, feeds)
+    np.testing.assert_allclose(_logits(graphs["float16"], feeds), exact, atol=1e-5)
+    rough = _logits(graphs["int8"], feeds)
+    assert 0 < np.abs(rough - exact).max() < 0.2
+    assert graphs["int8"].ByteSize() < 0.7 * extract(full, Variant.PLAIN.value).ByteSize() / 2
+
+
+def _logits(graph, feeds):
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    return session.run(["logits"], feeds)[0]
+
+
+def test_labels_are_classes_by_name_or_number(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nbom,positive\nruim,0\n", encoding="utf-8")
+    texts, classes = labelled(path, ["negative", "positive"], 10, seed=0)
+    assert dict(zip(texts, classes.tolist(), strict=True)) == {"bom": 1, "ruim": 0}
+    path.write_text("text,label\nbom,great\n", encoding="utf-8")
+    with pytest.raises(ProcessFailed, match="label 'great' is none of"):
+        labelled(path, ["negative", "positive"], 10, seed=0)
 
 
 def test_a_device_that_is_not_there_is_refused_at_once(capsys, monkeypatch):
