@@ -52,7 +52,6 @@ class SourceConfig(BaseModel):
         "text", description="'sentences': each sentence under its text's label (weak labels)."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the rows in one training epoch.")
-    weight: float = Field(1.0, gt=0, description="What a row counts in the linear part.")
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
 

@@ -3,7 +3,6 @@
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -28,20 +27,17 @@ class LinearClassifier(nn.Module):
     def fit(
         cls,
         dataset: Dataset,
-        weights: npt.NDArray[np.float64],
         config: ModelConfig,
         strength: float,
     ) -> Self:
         """The weights with the least penalised loss over the rows.
 
-        weights [N]: what each row counts; `strength` is the inverse of the penalty (C).
+        `strength` is the inverse of the penalty (C).
         """
         part = LinearPart(config.vocab_size, config.pairs, config.classes)
         counts = _counts(dataset, part)
         scale = TfidfTransformer(sublinear_tf=True).fit(counts)
-        of_class, bias = fit_logistic(
-            scale.transform(counts), dataset.targets, weights, strength=strength
-        )
+        of_class, bias = fit_logistic(scale.transform(counts), dataset.targets, strength)
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
         part.weight.weight[:] = torch.from_numpy(of_class.T)

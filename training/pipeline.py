@@ -102,7 +102,7 @@ def fit(
         return None
     if config.network.pairs:
         display.say("fitting the linear part")
-        network = with_linear_part(config, splits, encoded, network, where)
+        network = with_linear_part(config, encoded, network, where)
     return finish(config, splits, encoded, network, history, out, where, display)
 
 
@@ -160,7 +160,7 @@ def trainer(
 
 
 def with_linear_part(
-    config: RunConfig, splits: Splits, encoded: Encoded, network: TextClassifier, where: Ranks
+    config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
     """The fitted network and a linear part, fitted to the same rows, each with the share that suits
     the validation rows.
@@ -169,8 +169,7 @@ def with_linear_part(
     encoder only what no one can learn.
     """
     shape = network.config.model_copy(update={"pairs": config.network.pairs})
-    counts = np.array([source.weight for source in splits.sources])[splits.train.sources]
-    linear = LinearClassifier.fit(encoded.train, counts, shape, config.train.linear_strength)
+    linear = LinearClassifier.fit(encoded.train, shape, config.train.linear_strength)
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
     deep, wide = fit_shares(logits, encoded.truth, encoded.weights)
     with torch.no_grad():

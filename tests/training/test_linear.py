@@ -31,10 +31,10 @@ def config(classes: int, pairs: int = 50_000) -> ModelConfig:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_answers_as_the_library_does_over_the_same_features(classes):
     dataset = rows(np.eye(classes)[np.arange(60) % classes])
-    linear = LinearClassifier.fit(dataset, np.ones(60), config(classes), 1.0)
+    linear = LinearClassifier.fit(dataset, config(classes), 1.0)
     counts = _counts(dataset, linear.part)
     scale = TfidfTransformer(sublinear_tf=True)
-    library = LogisticRegression(solver="newton-cg", tol=1e-3)
+    library = LogisticRegression(solver="newton-cg", tol=1e-4)
     library.fit(scale.fit_transform(counts), dataset.labels)
     logits = predict(linear, dataset, torch.device("cpu"))
     probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
@@ -45,34 +45,23 @@ def test_it_answers_as_the_library_does_over_the_same_features(classes):
 
 def test_features_are_tokens_and_neighbours():
     dataset = rows(np.eye(2)[np.arange(20) % 2])
-    counts = _counts(dataset, LinearClassifier.fit(dataset, np.ones(20), config(2), 1.0).part)
+    counts = _counts(dataset, LinearClassifier.fit(dataset, config(2), 1.0).part)
     texts = [" ".join(f"w{i}" for i in dataset.ids[a:b]) for a, b in _spans(dataset)]
     words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, norm=None).fit_transform(texts)
     # The library has no pair with the beginning of a text.
     assert (np.sort(counts.sum(axis=1)) == np.sort(np.asarray(words.sum(axis=1)).ravel() + 1)).all()
 
 
-def test_a_graded_row_counts_in_each_class_and_a_heavy_row_as_several():
-    hard = np.eye(2)[[0, 1, 0, 1]]
+def test_a_graded_row_counts_in_each_class():
     graded = rows(np.array([[0.75, 0.25]] * 4))
-    linear = LinearClassifier.fit(graded, np.ones(4), config(2), 100.0)
+    linear = LinearClassifier.fit(graded, config(2), 100.0)
     share = torch.from_numpy(predict(linear, graded, torch.device("cpu"))).softmax(dim=1)
     assert torch.allclose(share, torch.tensor([0.75, 0.25]), atol=0.01)
-    same = rows(hard)
-    twice = Dataset.encode(
-        [Encoding(same.ids[a:b].astype(np.int64), None, False) for a, b in _spans(same)] * 2,
-        np.concatenate([same.targets, same.targets]).astype(np.float32),
-    )
-    heavy = LinearClassifier.fit(same, np.full(4, 2.0), config(2), 1.0)
-    many = LinearClassifier.fit(twice, np.ones(8), config(2), 1.0)
-    by_weight, by_number = (predict(one, same, torch.device("cpu")) for one in (heavy, many))
-    # Rows met twice differ in how rare a feature is, so only about.
-    np.testing.assert_allclose(by_weight, by_number, atol=0.15)
 
 
 def test_a_class_without_rows_is_never_the_answer():
     dataset = rows(np.eye(3)[np.arange(20) % 2])
-    linear = LinearClassifier.fit(dataset, np.ones(20), config(3), 1.0)
+    linear = LinearClassifier.fit(dataset, config(3), 1.0)
     assert (linear.part.weight.weight[:, 2] == 0).all()
     logits = torch.from_numpy(predict(linear, dataset, torch.device("cpu")))
     assert (logits.softmax(dim=1)[:, 2] < 1e-9).all()
