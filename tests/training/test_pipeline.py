@@ -1,7 +1,6 @@
 """One run begins with the weights of another."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,9 +80,6 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
             "network": SHAPE | {"pairs": 64},
             "train": {"crop_tokens": 16},
         }
-    )
-    splits = SimpleNamespace(
-        sources=config.sources, train=SimpleNamespace(sources=np.zeros(80, np.int64))
     )
     where = Ranks(0, 1, torch.device("cpu"))
     encoded = Encoded(None, train, {"held out": held_out})
