@@ -1,6 +1,7 @@
 """A training run as a committed file: data, network, schedule."""
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,8 +140,12 @@ class RunConfig(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the run: a checkpoint goes on only under the configuration that made it."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """Identifies the run: a checkpoint goes on only under the configuration that made it.
+
+        The order of keys says nothing: TOML writes tables last.
+        """
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
