@@ -24,12 +24,7 @@ class LinearClassifier(nn.Module):
         self.bias = nn.Parameter(bias)
 
     @classmethod
-    def fit(
-        cls,
-        dataset: Dataset,
-        config: ModelConfig,
-        strength: float,
-    ) -> Self:
+    def fit(cls, dataset: Dataset, config: ModelConfig, strength: float) -> Self:
         """The weights with the least penalised loss over the rows.
 
         `strength` is the inverse of the penalty (C).

@@ -21,13 +21,7 @@ from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
-from training.calibrate import (
-    Weights,
-    abstention_threshold,
-    alike,
-    fit_shares,
-    fit_temperature,
-)
+from training.calibrate import Weights, abstention_threshold, alike, fit_shares, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax

@@ -84,7 +84,7 @@ def test_differences_between_devices_are_found(tiny_bundle, monkeypatch):
     assert gaps["logits"] == 0.0
 
 
-def test_fewer_bits_answer_about_the_same(tmp_path):
+def test_fewer_bits_answer_about_the_same():
     embedded = read_bundle(EMBEDDED_BUNDLE)
     graphs = precisions(embedded.graph)
     assert list(graphs) == ["float16", "int8"]

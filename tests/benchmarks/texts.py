@@ -5,6 +5,7 @@ import gzip
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -57,8 +58,7 @@ def from_file(path: Path, count: int, *, seed: int = 0) -> list[str]:
 
     Either may be gzipped. Raises `ValueError` where there is no such column or no text.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as file:
+    with opened(path) as file:
         found: Iterator[str] | list[str] = file
         if ".csv" in path.suffixes:
             rows = csv.DictReader(file)
@@ -70,6 +70,13 @@ def from_file(path: Path, count: int, *, seed: int = 0) -> list[str]:
         raise ValueError(f"{path}: holds no text")
     order = np.random.default_rng(seed).permutation(len(texts))[:count]
     return [texts[i] for i in order]
+
+
+def opened(path: Path) -> TextIO:
+    """The file for reading as text, gzipped or not."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
 
 
 def chosen(file: Path | None, count: int, *, lengths: str = "reviews", seed: int = 0) -> list[str]:

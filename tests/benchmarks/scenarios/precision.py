@@ -8,8 +8,8 @@ the arithmetic stays float32. int8 quantises matrices by row and what they meet 
 quantisation of ONNX Runtime).
 """
 
+import copy
 import csv
-import gzip
 import logging
 import tempfile
 import time
@@ -31,6 +31,7 @@ from tests.benchmarks.figures import Figures
 from tests.benchmarks.process import ProcessFailed
 from tests.benchmarks.raw import BATCH, Raw
 from tests.benchmarks.report import Result
+from tests.benchmarks.texts import opened
 from training.export import SMALLEST_HALVED, store_halved
 
 SHOWN = ("accuracy", "cpu_ms", "size_mb")
@@ -57,8 +58,7 @@ def labelled(
 ) -> tuple[list[str], IntArray]:
     """At most `count` texts [N] of a CSV and their classes [N]. Raises `ProcessFailed`."""
     number = {name: i for i, name in enumerate(labels)} | {str(i): i for i in range(len(labels))}
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as file:
+    with opened(path) as file:
         rows = list(csv.DictReader(file))
     unknown = {row.get("label") for row in rows if row.get("label") not in number}
     if unknown:
@@ -77,7 +77,7 @@ def precisions(graph: onnx.ModelProto) -> dict[str, onnx.ModelProto]:
 
 def widened(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with weights stored in float32, as it computes."""
-    wide = copied(graph)
+    wide = copy.deepcopy(graph)
     tensors = {tensor.name: tensor for tensor in wide.graph.initializer}
     kept = []
     for node in wide.graph.node:
@@ -94,7 +94,7 @@ def widened(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def halved(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with large weights rounded to float16 and stored so."""
-    half = copied(graph)
+    half = copy.deepcopy(graph)
     for tensor in half.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.size >= SMALLEST_HALVED:
@@ -121,13 +121,6 @@ def quantised(graph: onnx.ModelProto) -> onnx.ModelProto:
         finally:
             logger.setLevel(level)
         return onnx.load(path)
-
-
-def copied(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that can be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    return copy
 
 
 def measure(raw: Raw, texts: Sequence[str], classes: IntArray, size_mb: float) -> Figures:
