@@ -150,6 +150,7 @@ class TrainingBatches:
     dataset: Dataset
     source_of_row: npt.NDArray[np.int64]
     source_epochs: Sequence[float]
+    source_stages: Sequence[int]
     max_batch_tokens: int
     crop_tokens: int
     seed: int
@@ -164,11 +165,17 @@ class TrainingBatches:
         return int((kept * passes).sum())
 
     def plan(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The batches of an epoch as row numbers, all ranks' together."""
+        """The batches of an epoch as row numbers, all ranks' together: stage after stage (a
+        curriculum, Bengio et al. 2009)."""
         generator = np.random.default_rng([self.seed, epoch])
         rows = epoch_rows(self.source_of_row, self.source_epochs, generator)
         lengths = np.minimum(self.dataset.lengths, self.crop_tokens)
-        return plan(rows, lengths, self.max_batch_tokens, generator)
+        stages = np.asarray(self.source_stages)[self.source_of_row[rows]]
+        return [
+            batch
+            for stage in np.unique(stages)
+            for batch in plan(rows[stages == stage], lengths, self.max_batch_tokens, generator)
+        ]
 
     def iterate(self, epoch: int, first: int = 0) -> Iterator[TrainingBatch]:
         """This rank's part of each batch of an epoch, from batch number `first` on."""

@@ -78,9 +78,6 @@ class UnlabelledConfig(SourceConfig):
     """Texts without labels: `train.token_vectors` learns from them and, where a teacher is named,
     the network does, under the labels that the teacher gives."""
 
-    teacher: tuple[str, ...] = Field(
-        (), description="Sources whose linear model labels these texts; none: only vectors."
-    )
     least_confidence: float = Field(
         0.6, ge=0, lt=1, description="Texts of which the teacher is less sure are left out."
     )
@@ -119,12 +116,12 @@ class RunConfig(BaseModel):
             ModelConfig(vocab_size=train.vocab_size, classes=2, **network.model_dump())
         except ValidationError as error:
             raise ValueError(f"network: {faults(error)}") from error
-        named = {source.name for source in self.sources}
-        for source in self.unlabelled:
-            if unknown := sorted(set(source.teacher) - named):
+        own = {source.name for source in self.sources if not source.teacher}
+        for source in (*self.sources, *self.unlabelled):
+            if unknown := sorted(set(source.teacher) - own):
                 raise ValueError(
-                    f"unlabelled {source.name}: teacher={unknown} is no source; there are "
-                    f"{sorted(named)}"
+                    f"{source.name}: teacher={unknown} is no source with labels of its own; there "
+                    f"are {sorted(own)}"
                 )
         if train.crop_tokens > network.max_tokens:
             raise ValueError(

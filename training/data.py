@@ -51,7 +51,15 @@ class SourceConfig(BaseModel):
     unit: Literal["text", "sentences"] = Field(
         "text", description="'sentences': each sentence under its text's label (weak labels)."
     )
+    teacher: tuple[str, ...] = Field(
+        (),
+        description="Sources whose linear model labels these texts; where they have labels, both "
+        "words count.",
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the rows in one training epoch.")
+    stage: int = Field(
+        1, ge=1, description="Rows of a lower stage all come before those of a higher one."
+    )
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
 
@@ -121,7 +129,7 @@ def read_rows(
             reason = f"; known are {known}" if known else ": a label cannot be blank"
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
         text = _tidied(source, text)
-        pieces = _sentences(text) if source.unit == "sentences" else [text]
+        pieces = sentences(text) if source.unit == "sentences" else [text]
         for piece in pieces:
             if not piece:
                 dropped["blank"] += 1
@@ -156,6 +164,11 @@ def read_texts(source: SourceConfig, base: Path) -> list[str]:
     texts = dict.fromkeys(_tidied(source, text) for _, text, _ in _records(source, base))
     texts.pop("", None)
     return list(texts)[: source.limit]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without those of less than three words."""
+    return [part.strip() for part in _SENTENCE.split(text) if len(part.split()) >= 3]
 
 
 def row_key(text: str) -> str:
@@ -263,10 +276,6 @@ def _left_out(dropped: Counter[str]) -> str:
 
 def _tidied(source: SourceConfig, text: str) -> str:
     return (_BREAK.sub(" ", text) if source.strip_html else text).strip()
-
-
-def _sentences(text: str) -> list[str]:
-    return [part.strip() for part in _SENTENCE.split(text) if len(part.split()) >= 3]
 
 
 def _where(source: SourceConfig, base: Path) -> str:

@@ -143,6 +143,7 @@ def trainer(
         dataset=encoded.train,
         source_of_row=splits.train.sources,
         source_epochs=[source.epochs for source in splits.sources],
+        source_stages=[source.stage for source in splits.sources],
         max_batch_tokens=config.train.max_batch_tokens,
         crop_tokens=config.train.crop_tokens,
         seed=config.train.seed,

@@ -1,12 +1,12 @@
 """Which rows a run trains on, chooses with and is measured with."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from training.baseline import LinearBaseline
 from training.config import ConfigError, RunConfig, UnlabelledConfig
 from training.data import (
     Rows,
@@ -22,6 +22,7 @@ from training.data import (
     split,
 )
 from training.progress import Display
+from training.teacher import Teacher
 
 FEW_ROWS = 1_000  # fewer teach little more than which words are good and bad
 MOST_OF_ONE_CLASS = 0.8
@@ -74,17 +75,65 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     warnings = tuple(_odd(labels, {"train": rows, **validation, **test}, repeated))
     for warning in warnings:
         display.say(f"warning: {warning}")
+    teachers = _Teachers(config, rows, display)
     unlabelled: list[str] = []
-    taught = [rows]
+    taught = [teachers.refine()]
     for number, source in enumerate(config.unlabelled, len(config.sources)):
         texts = [text for text in read_texts(source, base) if not excluded(text, keys)]
         display.say(f"{source.name}: {len(texts):,} unlabelled texts")
         if source.teacher:
-            taught.append(_teach(config, source, number, rows, texts, display))
+            taught.append(exclude(teachers.label(source, number, texts), keys)[0])
         else:
             unlabelled += texts
     sources = (*config.sources, *config.unlabelled)
     return Splits(labels, sources, concatenate(taught), unlabelled, validation, test, warnings)
+
+
+class _Teachers:
+    """The teachers that a configuration names, each learnt once."""
+
+    def __init__(self, config: RunConfig, rows: Rows, display: Display) -> None:
+        self.config, self.rows, self.display = config, rows, display
+        self.learnt: dict[tuple[str, ...], Teacher] = {}
+
+    def refine(self) -> Rows:
+        """All rows, those of a source with a teacher under what it says as well."""
+        targets = self.rows.targets.copy()
+        for number, source in enumerate(self.config.sources):
+            if source.teacher:
+                at = np.flatnonzero(self.rows.sources == number)
+                own = self.rows.take(at)
+                targets[at] = self._of(source).refine(own.texts, own.targets)
+                self._tell(source, len(at))
+        return dataclasses.replace(self.rows, targets=targets)
+
+    def label(self, source: UnlabelledConfig, number: int, texts: list[str]) -> Rows:
+        """Rows of source `number` out of unlabelled texts; what the teacher is unsure of is left
+        out."""
+        teacher = self._of(source)
+        if source.unit == "sentences":
+            texts, targets = teacher.label_sentences(texts)
+        else:
+            targets = teacher.label(texts)
+        taught = Rows(
+            texts=texts,
+            targets=targets,
+            sources=np.full(len(texts), number),
+            languages=np.full(len(texts), source.language),
+        )
+        taught = taught.take(targets.max(axis=1) >= source.least_confidence)
+        self._tell(source, len(taught))
+        return taught
+
+    def _of(self, source: SourceConfig) -> Teacher:
+        if source.teacher not in self.learnt:
+            names = [one.name for one in self.config.sources]
+            trusted = np.isin(self.rows.sources, [names.index(name) for name in source.teacher])
+            self.learnt[source.teacher] = Teacher.of(self.rows.take(trusted))
+        return self.learnt[source.teacher]
+
+    def _tell(self, source: SourceConfig, count: int) -> None:
+        self.display.say(f"{source.name}: {count:,} labelled by a linear model of {source.teacher}")
 
 
 def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Iterator[str]:
@@ -134,30 +183,6 @@ def _read_sources(
     # Of several sources one may well hold another; inside the only one repetition is a sign.
     repeated = 1 - len(rows) / len(parts[0]) if len(parts) == 1 else 0.0
     return labels, rows, repeated
-
-
-def _teach(
-    config: RunConfig,
-    source: UnlabelledConfig,
-    number: int,
-    rows: Rows,
-    texts: list[str],
-    display: Display,
-) -> Rows:
-    """Rows of source `number` out of unlabelled texts: a linear model of its teachers' rows says
-    the labels (self-training, Yarowsky 1995), and texts it is unsure of are left out."""
-    names = [one.name for one in config.sources]
-    own = rows.take(np.isin(rows.sources, [names.index(name) for name in source.teacher]))
-    probabilities = LinearBaseline.fit(own.texts, own.targets).probabilities(texts)
-    sure = probabilities.max(axis=1) >= source.least_confidence
-    display.say(f"{source.name}: {sure.sum():,} labelled by a linear model of {source.teacher}")
-    taught = Rows(
-        texts=texts,
-        targets=probabilities,
-        sources=np.full(len(texts), number),
-        languages=np.full(len(texts), source.language),
-    )
-    return taught.take(sure)
 
 
 def _read_sets(

@@ -62,7 +62,7 @@ def test_ranks_share_each_batch_and_epochs_differ():
 
     def batches(rank: int, world_size: int) -> TrainingBatches:
         return TrainingBatches(
-            rows, np.zeros(29, np.int64), [1.0], 64, 20, seed=3, rank=rank, world_size=world_size
+            rows, np.zeros(29, int), [1.0], [1], 64, 20, seed=3, rank=rank, world_size=world_size
         )
 
     alone = list(batches(0, 1).iterate(0))
@@ -83,8 +83,21 @@ def test_tokens_of_an_epoch_count_windows_and_passes():
         dataset(4, 30, 6),
         np.array([0, 0, 1]),
         [2.0, 0.5],
+        [1, 1],
         max_batch_tokens=64,
         crop_tokens=20,
         seed=0,
     )
     assert batches.tokens == 2 * (4 + 20) + 6 // 2
+
+
+def test_a_lower_stage_comes_before_a_higher_one():
+    source_of_row = np.arange(90) % 3
+    batches = TrainingBatches(
+        dataset(*[4] * 90), source_of_row, [1.0, 2.0, 1.0], [2, 1, 2], 16, 16, seed=0
+    )
+    plan = batches.plan(0)
+    of_batch = [{int(source_of_row[row]) for row in batch} for batch in plan]
+    assert of_batch[:15] == [{1}] * 15, "two passes of the one in stage 1"
+    assert set().union(*of_batch[15:]) == {0, 2}
+    assert any(len(sources) == 2 for sources in of_batch), "those of one stage are mixed"

@@ -29,7 +29,7 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
         ),
         (
             f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\nteacher = ["yours"]\n',
-            "unlabelled more: teacher=['yours'] is no source; there are ['mine']",
+            "more: teacher=['yours'] is no source with labels of its own; there are ['mine']",
         ),
         ("name = ", "not TOML: "),
         (b"name = '\xff'", "not TOML: "),

@@ -64,10 +64,34 @@ def test_a_teacher_labels_what_it_is_sure_of(tmp_path):
 
 def test_a_teacher_must_be_a_source(tmp_path):
     source = table(tmp_path, "train", many(20))
-    with pytest.raises(ValueError, match=r"unlabelled raw: teacher=\['nobody'\] is no source"):
+    with pytest.raises(
+        ValueError, match=r"raw: teacher=\['nobody'\] is no source with labels of its own"
+    ):
         run(
             tmp_path, sources=[source], unlabelled=[source | {"name": "raw", "teacher": ["nobody"]}]
         )
+
+
+def test_labels_and_a_teacher_are_heard_together(tmp_path):
+    weak = [("great thing under a wrong label", "bad"), ("nothing anybody knows of", "bad")]
+    labels = {"bad": {"bad": 0.8, "good": 0.2}, "good": {"bad": 0.2, "good": 0.8}}
+    weak += [("awful thing under a right label", "bad"), ("what nobody heard of", "good")]
+    splits = run(
+        tmp_path,
+        labels=["bad", "good"],
+        sources=[
+            table(tmp_path, "train", many(200)),
+            table(tmp_path, "weak", weak) | {"labels": labels, "teacher": ["train"]},
+        ],
+        validation=[table(tmp_path, "validation", many(10, kind="v"))],
+        test=[table(tmp_path, "test", many(10, kind="t"))],
+    )
+    good = splits.train.targets[splits.train.sources == 1][:, 1]
+    assert good[0] > 0.5, "the teacher is surer than the label"
+    assert 0.1 < good[1] < 0.4, "the teacher knows nothing, so the label stands"
+    assert good[2] < 0.05, "two who agree are surer than either"
+    own = splits.train.targets[splits.train.sources == 0]
+    assert set(own.ravel()) == {0.0, 1.0}, "the teacher's own rows are left as they are"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def run(bench: Bench) -> Result:
             Dataset.encode(encodings, classes),
             np.zeros(len(texts), np.int64),
             [1.0],
+            [1],
             CONFIG.max_batch_tokens,
             CONFIG.crop_tokens,
             seed=options.seed,
