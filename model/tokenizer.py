@@ -2,13 +2,13 @@
 
 import bisect
 import collections
-import functools
 import itertools
 import json
+import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ KNOWN_WORDS = 1 << 16  # kept with their pieces: of what people write, all but a
 LONGEST_KNOWN = 32  # characters of a word that is kept, so that what is kept stays small
 
 # What has no white space is read in parts: the library takes seconds for a word of a megabyte.
-_WORD = re.compile(r"\S{1,256}")
+LONGEST_WORD = 256
+_WORD = re.compile(rf"\S{{1,{LONGEST_WORD}}}")
 _GRAPHEME = regex.compile(r"\X")
 
 
@@ -32,6 +33,25 @@ class Word(NamedTuple):
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+
+
+_ids = operator.attrgetter("ids")
+
+
+class KnownWords(dict[str, Word]):
+    """Words as they were read before; any other is read now. It begins anew when it is full."""
+
+    def __init__(self, read: Callable[[str], Word]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __missing__(self, text: str) -> Word:
+        word = self._read(text)
+        if len(text) <= LONGEST_KNOWN:
+            if len(self) >= KNOWN_WORDS:
+                self.clear()
+            self[text] = word
+        return word
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,7 @@ class Tokenizer:
         # A caller who writes "[PAD]" means the word.
         raw.encode_special_tokens = True
         self._raw = raw
-        self._known = functools.lru_cache(KNOWN_WORDS)(self._read)
+        self._known = KnownWords(self._read)
         self.max_tokens = max_tokens
 
     @classmethod
@@ -125,38 +145,48 @@ class Tokenizer:
         """
         if text.isascii():  # where folding now is what the library would do, and saves it words
             text = text.lower()
-        pieces = self._pieces(_WORD.finditer(text), offsets)
-        read = list(itertools.islice(pieces, self.max_tokens + 1))
-        truncated = len(read) > self.max_tokens
+        most = self.max_tokens + 1
+        read: list[Any]  # ids, or an id with its start and end
+        if offsets:
+            read = list(itertools.islice(self._pieces(_WORD.finditer(text)), most))
+        else:
+            read = list(itertools.islice(self._of(_first_words(text, most)), most))
+        truncated = len(read) == most
         if truncated:  # head and tail, in the proportion of Sun et al. 2019, section 5.3.1
             head = self.max_tokens // 4
             tail = self.max_tokens - head
             *before, _ = text.rsplit(maxsplit=tail)
             last = _WORD.finditer(text, len(before[0]) if len(before) == tail else 0)
-            read[head:] = collections.deque(self._pieces(last, offsets), maxlen=tail)
+            pieces = self._pieces(last) if offsets else self._of(word[0] for word in last)
+            read[head:] = collections.deque(pieces, maxlen=tail)
         if not offsets:
             return Encoding(np.array(read or [UNK_ID], np.int64), None, truncated)
         table = np.array(read or [(UNK_ID, 0, len(text))], np.int64)
         return Encoding(table[:, 0], table[:, 1:], truncated)
 
-    def _pieces(
-        self, words: Iterable[re.Match[str]], offsets: bool
-    ) -> Iterator[int | tuple[int, int, int]]:
-        """The id of each piece, or its id, start and end."""
-        if not offsets:
-            return itertools.chain.from_iterable(self._word(word[0]).ids for word in words)
+    def _of(self, words: Iterable[str]) -> Iterator[int]:
+        """The id of each piece."""
+        return itertools.chain.from_iterable(map(_ids, map(self._known.__getitem__, words)))
+
+    def _pieces(self, words: Iterable[re.Match[str]]) -> Iterator[tuple[int, int, int]]:
+        """The id, start and end of each piece."""
         return (
             (piece, word.start() + start, word.start() + end)
             for word in words
-            for piece, (start, end) in zip(*self._word(word[0]), strict=True)
+            for piece, (start, end) in zip(*self._known[word[0]], strict=True)
         )
-
-    def _word(self, word: str) -> Word:
-        return self._known(word) if len(word) <= LONGEST_KNOWN else self._read(word)
 
     def _read(self, word: str) -> Word:
         raw = self._raw.encode(word, add_special_tokens=False)
         return Word(tuple(raw.ids), tuple(_whole_characters(word, raw.offsets)))
+
+
+def _first_words(text: str, most: int) -> list[str]:
+    """What `_WORD` finds, as far as the first `most`; sooner, where no word is too long."""
+    words = text.split(maxsplit=most)[:most]
+    if max(map(len, words), default=0) > LONGEST_WORD:
+        return [word[0] for word in itertools.islice(_WORD.finditer(text), most)]
+    return words
 
 
 def _settled(vocabulary: list[tuple[str, float]]) -> list[tuple[str, float]]:

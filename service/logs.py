@@ -1,9 +1,11 @@
 """Logs: one JSON object a line on stderr, in which the text of a caller never appears."""
 
+import asyncio
 import json
 import logging
 import sys
 import traceback
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -25,6 +27,29 @@ def configure_logs(level: str, stream: TextIO = sys.stderr) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LibraryLine())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class Tally:
+    """Counts what under load is too much for a line each; one line a period, with all of it.
+
+    On the event loop only.
+    """
+
+    def __init__(self, event: str, period_s: float = 1.0) -> None:
+        self._event, self._period_s = event, period_s
+        self._counts: Counter[str] = Counter()
+
+    def add(self, what: str) -> None:
+        """Count one; it is told at the end of the period that the first of a line begins."""
+        if not self._counts:
+            asyncio.get_running_loop().call_later(self._period_s, self.tell)
+        self._counts[what] += 1
+
+    def tell(self) -> None:
+        """Write what has been counted, if anything has."""
+        if self._counts:
+            structlog.get_logger("realce.tally").warning(self._event, **self._counts)
+            self._counts.clear()
 
 
 class LibraryLine(logging.Formatter):

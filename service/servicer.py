@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,15 @@ from google.rpc.status_pb2 import Status
 from protos.realce.v1 import classifier_pb2 as pb
 from service import converters
 from service.engine import Engine
-from service.errors import InvalidRequest, Overloaded, RealceError, Unavailable, Violation
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RealceError,
+    Unavailable,
+    Violation,
+)
+from service.logs import Tally
 from service.validation import Limits, check_model, check_request
 
 SERVICE = "realce.v1.Classifier"
@@ -64,6 +72,7 @@ class ClassifierServicer:
         self._max_request_bytes = max_request_bytes
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
+        self._refused = Tally("refused")
 
     def handler(self) -> "Handler":
         """The methods with our own deserialisers, for `grpc.aio.Server`."""
@@ -81,6 +90,7 @@ class ClassifierServicer:
     def drain(self) -> None:
         """Stop reading from streams; each ends once what was read of it is answered."""
         self._draining = True
+        self._refused.tell()
         for reader in self._readers:
             reader.cancel()
 
@@ -88,7 +98,7 @@ class ClassifierServicer:
         self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
     ) -> pb.ClassifyResponse:
         """See the protocol."""
-        call = Call("Classify", context)
+        call = Call("Classify", context, self._refused)
         if not isinstance(request, InvalidRequest):
             call.rows = len(request.texts)
         return await call.answer(self._classify(request, call.deadline))
@@ -97,7 +107,7 @@ class ClassifierServicer:
         self, request: pb.GetModelRequest | InvalidRequest, context: "Context"
     ) -> pb.GetModelResponse:
         """See the protocol."""
-        return await Call("GetModel", context).answer(self._describe(request))
+        return await Call("GetModel", context, self._refused).answer(self._describe(request))
 
     async def classify_stream(
         self,
@@ -105,7 +115,7 @@ class ClassifierServicer:
         context: "Context",
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
-        call = Call("ClassifyStream", context)
+        call = Call("ClassifyStream", context, self._refused)
         if self._draining:
             await call.answer(_refuse())
         tasks: set[asyncio.Task[pb.ClassifyStreamResponse]] = set()
@@ -183,10 +193,19 @@ class ClassifierServicer:
 class Call:
     """One call: its id, its deadline, how it ends, and its one line of log."""
 
-    __slots__ = ("_context", "_method", "_started", "deadline", "errors", "request_id", "rows")
+    __slots__ = (
+        "_context",
+        "_method",
+        "_refused",
+        "_started",
+        "deadline",
+        "errors",
+        "request_id",
+        "rows",
+    )
 
-    def __init__(self, method: str, context: "Context") -> None:
-        self._method, self._context = method, context
+    def __init__(self, method: str, context: "Context", refused: Tally) -> None:
+        self._method, self._context, self._refused = method, context, refused
         self._started = time.monotonic()
         left_s = context.time_remaining()
         self.deadline = None if left_s is None else self._started + left_s
@@ -234,13 +253,17 @@ class Call:
         self.end("DEADLINE_EXCEEDED" if late else "CANCELLED")
 
     def end(self, code: str, error: Exception | None = None) -> None:
-        """Write the line: what succeeded or was given up at debug level, what failed as warning."""
+        """Write the line: what succeeded or was given up at debug level, what failed as warning;
+        what was refused for lack of room or time is only counted, for it comes in masses."""
         fields: dict[str, Any] = {}
+        refused = isinstance(error, (Overloaded, DeadlineExceeded))
+        if refused:
+            self._refused.add(code)
         if isinstance(error, InvalidRequest):
             fields["fields"] = [violation.field for violation in error.violations]
         if self._method == "ClassifyStream":
             fields["errors"] = self.errors
-        write = log.debug if error is None else log.warning
+        write = log.debug if error is None or refused else log.warning
         write(
             "call",
             request_id=self.request_id,
@@ -264,4 +287,5 @@ def _request_id(context: "Context") -> str:
                 text = value.decode("ascii") if isinstance(value, bytes) else value
                 if 0 < len(text) <= MAX_REQUEST_ID and text.isprintable() and text.isascii():
                     return text
-    return os.urandom(16).hex()
+    # No secret; to ask the system for one would let go of the interpreter, with others waiting.
+    return f"{random.getrandbits(128):032x}"

@@ -39,20 +39,21 @@ class ViewRequest:
     """Which views a call wants.
 
     `layers` and `heads` are checked, and never empty when ATTENTIONS is among the views; `dtype` is
-    the element type of the tensors answered.
+    the element type of the tensors answered. `variant` is the smallest graph that holds all of the
+    views.
     """
 
     views: frozenset[View] = frozenset()
     layers: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     dtype: type[np.float32] | type[np.float16] = np.float32
+    variant: Variant = field(init=False)
 
-    @property
-    def variant(self) -> Variant:
-        """The smallest graph that holds all of the views."""
+    def __post_init__(self) -> None:
+        variant = Variant.EXPLAIN if self.views else Variant.PLAIN
         if View.ATTENTIONS in self.views:
-            return Variant.FULL
-        return Variant.EXPLAIN if self.views else Variant.PLAIN
+            variant = Variant.FULL
+        object.__setattr__(self, "variant", variant)
 
 
 NO_VIEWS = ViewRequest()

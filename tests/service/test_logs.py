@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -5,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from service.logs import LibraryLine, configure_logs
+from service.logs import LibraryLine, Tally, configure_logs
 
 
 @pytest.fixture
@@ -44,3 +45,20 @@ def test_a_librarys_error_tells_where_but_not_what(lines):
 def test_a_record_without_an_error_has_no_place():
     record = logging.LogRecord("a", logging.WARNING, "", 1, "slow", (), None)
     assert "place" not in json.loads(LibraryLine().format(record))
+
+
+async def test_what_comes_in_masses_is_one_line_a_period(lines):
+    tally = Tally("refused", period_s=0.0)
+    for code in ["RESOURCE_EXHAUSTED"] * 3 + ["DEADLINE_EXCEEDED"]:
+        tally.add(code)
+    assert lines() == []
+    await asyncio.sleep(0)
+    tally.tell()
+    (line,) = lines()
+    assert (line["event"], line["level"]) == ("refused", "warning")
+    assert (line["RESOURCE_EXHAUSTED"], line["DEADLINE_EXCEEDED"]) == (3, 1)
+    tally.add("RESOURCE_EXHAUSTED")
+    tally.tell()
+    assert lines()[1]["RESOURCE_EXHAUSTED"] == 1
+    await asyncio.sleep(0)
+    assert len(lines()) == 2, "nothing to tell is not told"

@@ -242,6 +242,23 @@ async def test_each_call_is_one_line_without_its_texts(engine, stub):
     assert "secret" not in json.dumps(lines)
 
 
+async def test_refusals_are_counted_in_one_line(engine, servicer, stub):
+    engine.failures = [Overloaded("full", retry_after_s=0.1)] * 3 + [DeadlineExceeded("late")]
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(4):
+            await failure(stub.Classify(HELLO))
+        servicer.drain()
+    told = [line for line in lines if line["log_level"] == "warning"]
+    assert told == [
+        {
+            "event": "refused",
+            "log_level": "warning",
+            "RESOURCE_EXHAUSTED": 3,
+            "DEADLINE_EXCEEDED": 1,
+        }
+    ]
+
+
 @pytest.mark.parametrize("given", ["é", "x" * 65, "a\x7f"])
 async def test_a_request_id_that_does_not_belong_in_a_log_is_replaced(servicer, given):
     class Context:
