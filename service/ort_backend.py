@@ -3,16 +3,20 @@
 import importlib.metadata
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from model.bundle import Bundle
 from model.tokenizer import UNK_ID
 from service.backend import BackendGone, Outputs
+from service.buffers import Buffers
 from service.types import IntArray, Variant
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -28,17 +32,29 @@ class OrtBackend:
     """The graph in ONNX Runtime, on one device.
 
     On a CPU each batch runs on one thread and `threads` batches run side by side: measured faster
-    than one batch spread over all threads, and it leaves no thread spinning.
+    than one batch spread over all threads, and it leaves no thread spinning. On a GPU one batch
+    runs while the next is made ready, in buffers that stay on the device.
     """
 
     def __init__(
-        self, graph: onnx.ModelProto, *, device: Device = "auto", threads: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int = 0,
+        bind: bool | None = None,
     ) -> None:
-        """`threads` 0 takes the CPU quota of this process. Raises `DeviceError`."""
+        """`threads` 0 takes the CPU quota of this process; `bind` says whether to run in buffers
+        kept on the device, None: on a GPU. Raises `DeviceError`."""
         self.provider = choose_provider(device)
-        self.parallel = 1 if self.provider == CUDA else threads or cpu_quota()
-        self.prompt = self.provider == CPU
-        self._sessions = {v: self._session(graph, v) for v in Variant}
+        cuda = self.provider == CUDA
+        self.parallel = 2 if cuda else threads or cpu_quota()
+        self.prompt = not cuda
+        self._max_tokens = bundle.manifest.max_tokens
+        self._sessions = {v: self._session(bundle.graph, v) for v in Variant}
+        # Maps over all pairs of tokens are too large to pad and keep.
+        bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and cuda) else set()
+        self._free: dict[Variant, deque[Buffers]] = {variant: deque() for variant in bound}
 
     def _session(self, graph: onnx.ModelProto, variant: Variant) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -47,7 +63,9 @@ class OrtBackend:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         part = extract(graph, variant.value).SerializeToString()
-        session = onnxruntime.InferenceSession(part, options, providers=[self.provider])
+        # An arena that doubles would take the whole device for what is bounded.
+        own = {"arena_extend_strategy": "kSameAsRequested"} if self.provider == CUDA else {}
+        session = onnxruntime.InferenceSession(part, options, providers=[(self.provider, own)])
         if session.get_providers()[0] != self.provider:
             raise DeviceError(
                 f"device: {self.provider} could not start; ONNX Runtime fell back to "
@@ -65,14 +83,30 @@ class OrtBackend:
 
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
         """See `Backend.run`. The interpreter lock is free meanwhile."""
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         try:
-            values = self._sessions[variant].run(None, feeds)
+            values = self._values(input_ids, attention_mask, variant)
         except Exception as error:
             if "CUDA failure" in str(error) or "CUDA error" in str(error):
                 raise BackendGone(f"{self.provider}: the device is lost") from error
             raise
         return dict(zip(variant.value, values, strict=True))
+
+    def _values(
+        self, input_ids: IntArray, attention_mask: IntArray, variant: Variant
+    ) -> list[npt.NDArray[np.float32]]:
+        session = self._sessions[variant]
+        if variant not in self._free:
+            feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return list(session.run(None, feeds))
+        free = self._free[variant]
+        try:
+            buffers = free.pop()
+        except IndexError:  # all are in use
+            buffers = Buffers(session, "cuda" if self.provider == CUDA else "cpu", self._max_tokens)
+        try:
+            return buffers.run(input_ids, attention_mask)
+        finally:
+            free.append(buffers)
 
 
 def choose_provider(device: Device) -> str:

@@ -137,7 +137,7 @@ class Server:
                 f"{settings.given('max_batch_tokens')} cannot hold one text of this bundle, "
                 f"which reads up to {bundle.manifest.max_tokens} tokens"
             )
-        return bundle, OrtBackend(bundle.graph, device=settings.device, threads=settings.threads)
+        return bundle, OrtBackend(bundle, device=settings.device, threads=settings.threads)
 
     def _prepare(self, bundle: Bundle, backend: OrtBackend) -> Engine:
         settings = self.settings

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 
 import service.server
+from model.bundle import Bundle
 from service.__main__ import main as realce
 from service.backend import Outputs
 from service.engine import Engine
@@ -77,16 +77,16 @@ class HoardingBackend(CountingBackend):
 
     kept: list[CountingBackend] = []  # noqa: RUF012 - it is to outlive everything
 
-    def __init__(self, graph: onnx.ModelProto, **options: Any) -> None:
-        super().__init__(graph, **options)
+    def __init__(self, bundle: Bundle, **options: Any) -> None:
+        super().__init__(bundle, **options)
         self.kept.append(self)
 
 
 class NullBackend(CountingBackend):
     """Answers at once, the same to all: what is left is the cost of everything else."""
 
-    def __init__(self, graph: onnx.ModelProto, **options: Any) -> None:
-        super().__init__(graph, **options)
+    def __init__(self, bundle: Bundle, **options: Any) -> None:
+        super().__init__(bundle, **options)
         ids = np.ones((1, 1), np.int64)
         self._one = {v: super(CountingBackend, self).run(ids, ids, v) for v in Variant}
 

@@ -23,7 +23,7 @@ ALL = ViewRequest(frozenset(View), layers=(1, 0), heads=(3,))
 
 @pytest.fixture(scope="module")
 def backend(bundle):
-    return OrtBackend(bundle.graph, device="cpu", threads=2)
+    return OrtBackend(bundle, device="cpu", threads=2)
 
 
 @pytest.fixture

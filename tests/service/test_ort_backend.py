@@ -12,7 +12,7 @@ from service.types import Variant
 
 @pytest.fixture(scope="module")
 def backend(bundle):
-    backend = OrtBackend(bundle.graph, device="cpu", threads=1)
+    backend = OrtBackend(bundle, device="cpu", threads=1)
     backend.warm_up()
     return backend
 
@@ -83,7 +83,7 @@ def test_auto_takes_cuda_where_it_is_and_never_falls_back(monkeypatch, bundle):
     assert choose_provider("auto") == "CUDAExecutionProvider"
     assert choose_provider("cpu") == "CPUExecutionProvider"
     with pytest.raises((DeviceError, ValueError)), pytest.warns(UserWarning):
-        OrtBackend(bundle.graph, device="cuda")
+        OrtBackend(bundle, device="cuda")
 
 
 @pytest.mark.parametrize(

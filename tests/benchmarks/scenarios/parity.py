@@ -30,7 +30,7 @@ def run(bench: Bench) -> Result:
 def compare(folder: Path, device: Device, seed: int) -> Figures:
     """By output."""
     bundle = read_bundle(folder)
-    here, there = (OrtBackend(bundle.graph, device=kind) for kind in ("cpu", device))
+    here, there = (OrtBackend(bundle, device=kind) for kind in ("cpu", device))
     generator = np.random.default_rng(seed)
     gaps = dict.fromkeys(SHOWN, 0.0)
     for rows, width in SHAPES:

@@ -1,0 +1,89 @@
+"""Places on a device that a session reads its inputs from and writes its outputs to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from model.tokenizer import UNK_ID
+from service.types import IntArray
+
+LEAST_WIDTH = 16  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The buffers of all batches that are padded to one shape, bound to their session."""
+
+    shape: tuple[int, int]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    binding: Any
+
+
+class Buffers:
+    """Runs a session in buffers that are made once for each bucket of shapes and used again.
+
+    So a device that is warm allocates nothing more, and its addresses stay. B and S are padded to
+    powers of two: there are few buckets, and on a GPU a batch of short texts costs what launching
+    its kernels does. For one thread at a time.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: str, max_tokens: int) -> None:
+        """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`."""
+        self._session, self._device, self._max_tokens = session, device, max_tokens
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        self._axes = session.get_inputs()[0].shape  # what the graph calls B and S
+
+    def run(self, input_ids: IntArray, attention_mask: IntArray) -> list[npt.NDArray[np.float32]]:
+        """All outputs in the session's order, cut to the B and S of input_ids and attention_mask
+        [B, S]."""
+        rows, width = input_ids.shape
+        wide = min(max(LEAST_WIDTH, _power_of_two(width)), self._max_tokens)
+        bucket = self._bucket(_power_of_two(rows), wide)
+        for name, values, filler in (
+            ("input_ids", input_ids, UNK_ID),
+            ("attention_mask", attention_mask, 1),
+        ):
+            whole = np.zeros(bucket.shape, np.int64)
+            whole[:rows, :width] = values
+            whole[rows:, 0] = filler  # a row of nothing but padding has nothing to attend to
+            bucket.inputs[name].update_inplace(whole)
+        self._session.run_with_iobinding(bucket.binding)
+        return [
+            np.array(bucket.outputs[output.name].numpy()[self._cut(output.shape, rows, width)])
+            for output in self._session.get_outputs()
+        ]
+
+    def _bucket(self, rows: int, width: int) -> Bucket:
+        shape = (rows, width)
+        if shape not in self._buckets:
+            sizes = dict(zip(self._axes, shape, strict=True))
+            inputs = {one.name: self._value(shape, np.int64) for one in self._session.get_inputs()}
+            outputs = {
+                one.name: self._value([sizes.get(axis, axis) for axis in one.shape], np.float32)
+                for one in self._session.get_outputs()
+            }
+            binding = self._session.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in outputs.items():
+                binding.bind_ortvalue_output(name, value)
+            self._buckets[shape] = Bucket(shape, inputs, outputs, binding)
+        return self._buckets[shape]
+
+    def _value(self, shape: Any, kind: type[np.generic]) -> Any:
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        return make(list(shape), kind, self._device, 0)
+
+    def _cut(self, axes: list[int | str], rows: int, width: int) -> tuple[slice, ...]:
+        """Where in an output, whose axes the graph calls so, B and S are without padding."""
+        ends = dict(zip(self._axes, (rows, width), strict=True))
+        return tuple(slice(ends.get(axis)) for axis in axes)
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is not less."""
+    return 1 << (number - 1).bit_length()
