@@ -14,6 +14,7 @@ from model.faults import faults
 from training.data import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+TABLES = ("sources", "unlabelled", "validation", "test")
 
 
 class ConfigError(ValueError):
@@ -146,22 +147,43 @@ class RunConfig(BaseModel):
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
-    """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from error
+    """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it.
+
+    A file may begin with another: `base` names it, and `without` the tables of it to leave out.
+    """
+    values = {} if path is None else _read(path)
     _lay(values, overrides)
-    if path is not None:
-        _beside(path, values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path or 'command line'}: {faults(error)}") from error
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file, laid over those of its base; `above` are the files that led to it."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base leads back to where it began")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    _beside(path, values)
+    base, without = values.pop("base", None), values.pop("without", [])
+    if base is None:
+        return values
+    if not (isinstance(base, str) and isinstance(without, list)):
+        raise ConfigError(f"{path}: base={base!r} is to be a file, without={without!r} a list")
+    beneath = _read(path.absolute().parent / base, (*above, path.resolve()))
+    unknown = set(map(str, without))
+    for kind in TABLES:
+        tables = [table for table in beneath.get(kind, ()) if isinstance(table, dict)]
+        beneath[kind] = [table for table in tables if table.get("name") not in without]
+        unknown -= {str(table.get("name")) for table in tables}
+    if unknown:
+        raise ConfigError(f"{path}: without={sorted(unknown)}: {base} has no such table")
+    return beneath | values
 
 
 def overlaid(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
@@ -185,7 +207,7 @@ def _lay(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 
 def _beside(config: Path, values: dict[str, Any]) -> None:
     """Let a path that begins with ./ start from the folder of the config file itself."""
-    for kind in ("sources", "unlabelled", "validation", "test"):
+    for kind in TABLES:
         tables = values.get(kind)
         for table in tables if isinstance(tables, list) else ():
             place = table.get("path") if isinstance(table, dict) else None

@@ -55,6 +55,47 @@ def test_lays_overrides_over_the_file(tmp_path: Path):
     assert (config.train.seed, config.train.epochs, config.name) == (7, 2, "other")
 
 
+def test_begins_with_another_file_and_leaves_out_what_it_names(tmp_path: Path):
+    (tmp_path / "base.toml").write_text(
+        f'name = "whole"\nversion = "2"\n[train]\nseed = 3\n{SOURCE}'
+        '[[sources]]\nname = "theirs"\npath = "./theirs.csv"\n'
+        '[[test]]\nname = "mine"\npath = "test.csv"\n'
+    )
+    path = tmp_path / "configs" / "run.toml"
+    path.parent.mkdir()
+    path.write_text('base = "../base.toml"\nwithout = ["mine"]\nname = "part"\n')
+    config = load_config(path, {"train.epochs": 2})
+    assert (config.name, config.version, config.train.seed, config.train.epochs) == (
+        "part",
+        "2",
+        3,
+        2,
+    )
+    assert [source.name for source in config.sources] == ["theirs"]
+    assert Path(str(config.sources[0].path)).resolve() == tmp_path / "theirs.csv"
+    assert config.test == (), "of every kind of table"
+    path.write_text('base = "../base.toml"\nwithout = ["yours"]\n')
+    with pytest.raises(ConfigError, match=r"run.toml: without=\['yours'\]: ../base.toml has no"):
+        load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('base = "gone.toml"', "gone.toml: cannot be read"),
+        ('base = "run.toml"', "run.toml: base leads back to where it began"),
+        ("base = 3", "run.toml: base=3 is to be a file"),
+        ('base = "run.toml"\nwithout = "mine"', "without='mine' a list"),
+    ],
+)
+def test_refuses_a_base_that_is_none(tmp_path: Path, content: str, said: str):
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert said in str(caught.value)
+
+
 def test_every_setting_is_part_of_what_identifies_a_run(tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text(SOURCE)
@@ -71,3 +112,13 @@ def test_committed_runs_are_read(path: Path):
     for source in (*config.sources, *config.unlabelled):
         assert source.license
         assert source.origin
+
+
+def test_the_open_run_is_the_embedded_one_without_what_forbids_commerce():
+    whole, part = (
+        load_config(CONFIGS / f"{name}.toml", {}) for name in ("embedded", "embedded-open")
+    )
+    assert part.train == whole.train
+    assert part.unlabelled == whole.unlabelled
+    assert [one for one in whole.sources if "-NC-" not in one.license] == list(part.sources)
+    assert {one.name for one in whole.test} - {one.name for one in part.test} == {"B2W recommend"}
