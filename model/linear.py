@@ -34,10 +34,10 @@ class LinearPart(nn.Module):
     def __init__(self, vocab_size: int, pairs: int, classes: int) -> None:
         super().__init__()
         self.vocab_size, self.pairs = vocab_size, pairs
-        self.weight = nn.Embedding(vocab_size + pairs, classes)
-        self.idf = nn.Embedding(vocab_size + pairs, 1)
-        for table in (self.weight, self.idf):
-            nn.init.zeros_(table.weight)
+        self.weight, self.idf = (
+            nn.Embedding.from_pretrained(torch.zeros(vocab_size + pairs, width), freeze=False)
+            for width in (classes, 1)
+        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]

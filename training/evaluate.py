@@ -1,5 +1,6 @@
 """How good a network is, on rows it has not seen."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,11 @@ def selective_accuracy(probabilities: Logits, labels: Labels, coverage: float) -
     surest = np.argsort(-probabilities.max(axis=1), kind="stable")
     kept = surest[: max(1, round(coverage * len(labels)))]
     return float((probabilities[kept].argmax(axis=1) == labels[kept]).mean())
+
+
+def margin(accuracy: float, rows: int) -> float:
+    """How far chance moves an accuracy over so many rows: half of a 95 % interval."""
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / rows)
 
 
 def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from model.bundle import MANIFEST, REPORT, Manifest, read_bundle
 from model.faults import faults
+from training import evaluate
 from training.config import ConfigError
 from training.formats import DataError
 
@@ -203,11 +204,11 @@ def rate(passed_of_cases: Rate | None) -> str:
 
 
 def margin(metrics: Mapping[str, Any]) -> str:
-    """How far chance moves the accuracy over so many rows: half of a 95 % interval, as "± 0.4"."""
+    """How far chance moves the accuracy, as "± 0.4"; nothing where it is not known."""
     accuracy, rows = metrics.get("accuracy"), metrics.get("rows")
     if not (_is_number(accuracy) and _is_number(rows) and rows and 0 <= accuracy <= 1):
         return ""
-    return f"±\u00a0{196 * math.sqrt(accuracy * (1 - accuracy) / rows):.1f}"
+    return f"±\u00a0{100 * evaluate.margin(accuracy, int(rows)):.1f}"
 
 
 def confusions(manifest: Manifest) -> dict[str, list[list[int]]]:

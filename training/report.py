@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model.bundle import About
-from training.evaluate import Labels, Logits
+from training.evaluate import Labels, Logits, margin
 
 matplotlib.use("Agg")
 
@@ -88,7 +88,8 @@ def model_card(
         "",
         "## Measured on rows it was not trained on",
         "",
-        "The linear baseline is logistic regression over words and word pairs of the same rows.",
+        "The linear baseline is logistic regression over words and word pairs of the same rows. An "
+        "accuracy has the half of its 95% interval beside it, by chance of the rows alone.",
         "",
         "| set | rows | accuracy | linear baseline | on the surest 80% | macro-F1 | calibration "
         "error |",
@@ -97,7 +98,8 @@ def model_card(
     for name, metrics in about.metrics.items():
         linear = metrics.get("linear_accuracy")
         lines.append(
-            f"| {name} | {metrics['rows']:,} | {metrics['accuracy']:.1%} | "
+            f"| {name} | {metrics['rows']:,} | {metrics['accuracy']:.1%} ± "
+            f"{100 * margin(metrics['accuracy'], metrics['rows']):.1f} | "
             f"{'–' if linear is None else f'{linear:.1%}'} | "
             f"{metrics['accuracy_at_80']:.1%} | {metrics['macro_f1']:.1%} | {metrics['ece']:.1%} |"
         )
