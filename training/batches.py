@@ -43,6 +43,11 @@ class Dataset:
             targets=np.concatenate([self.targets, more.targets]),
         )
 
+    def first(self, rows: int) -> "Dataset":
+        """The first so many rows."""
+        ends = self.starts[: rows + 1]
+        return Dataset(self.ids[: ends[-1]], ends, self.targets[:rows])
+
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """The class with the largest share, [N]."""

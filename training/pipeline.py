@@ -38,10 +38,14 @@ TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What a run trains on and chooses with, as ids of its own tokenizer."""
+    """What a run trains on and chooses with, as ids of its own tokenizer.
+
+    `labelled` are those rows of `train` that have labels of their own.
+    """
 
     tokenizer: Tokenizer
     train: Dataset
+    labelled: Dataset
     validation: dict[str, Dataset]
 
     @property
@@ -104,7 +108,8 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     """Learn the tokenizer, unless `run` keeps it already, and read the rows with it."""
     tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
-    return Encoded(tokenizer, encode(splits.train, tokenizer), validation)
+    train = encode(splits.train, tokenizer)
+    return Encoded(tokenizer, train, train.first(splits.labelled), validation)
 
 
 def untrained(
@@ -157,14 +162,15 @@ def trainer(
 def with_linear_part(
     config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
-    """The fitted network and a linear part, fitted to the same rows, each with the share that suits
-    the validation rows.
+    """The fitted network and a linear part, fitted to the labelled rows, each with the share that
+    suits the validation rows.
 
     Fitted one by one, because together the linear part, which learns faster, would leave the
-    encoder only what no one can learn.
+    encoder only what no one can learn; and to the labelled rows, because a linear teacher has
+    nothing to tell a linear part.
     """
     shape = network.config.model_copy(update={"pairs": config.network.pairs})
-    linear = LinearClassifier.fit(encoded.train, shape, config.train.linear_strength)
+    linear = LinearClassifier.fit(encoded.labelled, shape, config.train.linear_strength)
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
     deep, wide = fit_shares(logits, encoded.truth, encoded.weights)
     with torch.no_grad():
@@ -341,8 +347,10 @@ def _sample(
 
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
-    """The linear baseline's metrics of every test set, learnt from the same rows."""
-    baseline = LinearBaseline.fit(splits.train.texts, splits.train.targets)
+    """The linear baseline's metrics of every test set, learnt from the labelled rows."""
+    train = splits.train
+    known, targets = train.texts[: splits.labelled], train.targets[: splits.labelled]
+    baseline = LinearBaseline.fit(known, targets)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 

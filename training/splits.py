@@ -33,13 +33,15 @@ MOST_REPEATED = 0.1
 class Splits:
     """The rows of a run: one set to train on, named sets to choose and to measure with.
 
-    `sources` are what `train.sources` numbers; `unlabelled` are texts beside the rows; `warnings`
+    `sources` are what `train.sources` numbers; the first `labelled` rows have labels of their own,
+    those behind them only what a teacher says; `unlabelled` are texts beside the rows; `warnings`
     say what is odd about the data.
     """
 
     labels: tuple[str, ...]
     sources: tuple[SourceConfig, ...]
     train: Rows
+    labelled: int
     unlabelled: list[str]
     validation: dict[str, Rows]
     test: dict[str, Rows]
@@ -85,8 +87,16 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
             taught.append(exclude(teachers.label(source, number, texts), keys)[0])
         else:
             unlabelled += texts
-    sources = (*config.sources, *config.unlabelled)
-    return Splits(labels, sources, concatenate(taught), unlabelled, validation, test, warnings)
+    return Splits(
+        labels=labels,
+        sources=(*config.sources, *config.unlabelled),
+        train=concatenate(taught),
+        labelled=len(rows),
+        unlabelled=unlabelled,
+        validation=validation,
+        test=test,
+        warnings=warnings,
+    )
 
 
 class _Teachers:

@@ -82,7 +82,7 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
         }
     )
     where = Ranks(0, 1, torch.device("cpu"))
-    encoded = Encoded(None, train, {"held out": held_out})
+    encoded = Encoded(None, train, train, {"held out": held_out})
     both = with_linear_part(config, encoded, network, where)
     deep, together = (predict(one, held_out, where.device) for one in (network, both))
     right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
