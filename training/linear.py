@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.linear import LinearPart
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
-from training.regression import fit_logistic, telling
+from training.regression import fit_logistic
 
 
 class LinearClassifier(nn.Module):
@@ -32,10 +32,7 @@ class LinearClassifier(nn.Module):
         part = LinearPart(config.vocab_size, config.pairs, config.classes)
         counts = _counts(dataset, part)
         scale = TfidfTransformer(sublinear_tf=True).fit(counts)
-        features = scale.transform(counts)
-        of_class, bias = fit_logistic(
-            features, dataset.targets, strength, telling(features, dataset.targets)
-        )
+        of_class, bias = fit_logistic(scale.transform(counts), dataset.targets, strength)
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
         part.weight.weight[:] = torch.from_numpy(of_class.T)

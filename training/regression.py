@@ -2,7 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 
 ABSENT = -30.0  # logit of a class without rows: none of the probability is left for it
@@ -12,24 +12,19 @@ def fit_logistic(
     features: csr_array,
     targets: npt.NDArray[np.float32],
     strength: float,
-    scale: npt.NDArray[np.float32] | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The coefficients [C, F] and bias [C] with the least penalised loss.
 
     features [N, F]; targets [N, C], a graded one counting as a weighed row of each class;
     `strength` is the inverse of the penalty (C). A class without rows has no coefficients and a
-    bias that leaves it no probability. With a `scale` [F] a feature weighs that much more at the
-    same penalty.
+    bias that leaves it no probability.
     """
-    if scale is None:
-        scale = np.ones(features.shape[1], np.float32)
-    features = csr_array(features @ diags_array(scale))
     row, label = targets.nonzero()
     # The slope that is let pass is a mean over rows, and most features are in few: at the library's
     # 1e-4 accuracy has settled, at 1e-3 it was off by up to six points, and so it was with L-BFGS.
     found = LogisticRegression(C=strength, solver="newton-cg", tol=1e-4)
     found.fit(features[row], label, sample_weight=targets[row, label])
-    coefficients, bias = found.coef_ * scale, found.intercept_
+    coefficients, bias = found.coef_, found.intercept_
     if len(found.classes_) == 2:  # of two classes the library gives the difference
         coefficients, bias = (np.concatenate([-one, one]) / 2 for one in (coefficients, bias))
     classes, width = targets.shape[1], features.shape[1]
@@ -37,18 +32,3 @@ def fit_logistic(
     for whole, part in zip(every, (coefficients, bias), strict=True):
         whole[found.classes_] = part
     return every
-
-
-def telling(features: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """How telling each feature is, [F]: the root of the largest log ratio of a class against the
-    others by naive Bayes, 0 for what is as frequent in all.
-
-    As a scale it leaves what separates no class with little weight (Wang and Manning 2012, equation
-    1; the root of it was better than all of it or none, on validation).
-    """
-    held = csr_array(features, copy=True)
-    held.data = np.ones_like(held.data)
-    counts = 1 + held.T @ targets  # [F, C], with one more of each
-    others = counts.sum(axis=1, keepdims=True) - counts
-    ratio = np.log(counts / counts.sum(axis=0)) - np.log(others / others.sum(axis=0))
-    return np.sqrt(np.abs(ratio).max(axis=1)).astype(np.float32)

@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from training.evaluate import softmax
-from training.regression import fit_logistic, telling
+from training.regression import fit_logistic
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -28,20 +28,3 @@ def test_a_class_without_rows_is_left_no_probability():
     probabilities = softmax(features @ coefficients.T + bias)
     assert (probabilities[:, 1] < 1e-9).all()
     assert probabilities.argmax(axis=1).tolist() == [0, 2] * 4
-
-
-def test_what_separates_no_class_is_not_telling():
-    features = csr_array(np.array([[1, 0, 3], [1, 0, 1], [1, 2, 0], [1, 1, 0]], np.float32))
-    targets = np.eye(2, dtype=np.float32)[[0, 0, 1, 1]]
-    even, second, first = telling(features, targets)
-    # Present in both rows of one class and none of the other, one added to each count; of the six
-    # presences with what was added, four to a class and five.
-    assert even == 0
-    np.testing.assert_allclose([second, first], np.sqrt(np.log(3)), rtol=1e-6)
-
-
-def test_with_a_scale_a_feature_weighs_more_at_the_same_penalty():
-    features = csr_array(np.array([[1, 1], [1, 1], [0, 0]], np.float32))
-    targets = np.eye(2, dtype=np.float32)[[1, 1, 0]]
-    coefficients, _ = fit_logistic(features, targets, 1.0, np.array([2.0, 1.0], np.float32))
-    np.testing.assert_allclose(coefficients[:, 0], 4 * coefficients[:, 1], rtol=1e-3)
