@@ -208,7 +208,7 @@ def finish(
     }
     metrics = measure_sets(probabilities, splits.test)
     if config.train.baseline:
-        display.say("fitting the linear baseline on the same rows")
+        display.say("fitting the linear baseline on the labelled rows")
         for name, values in _baseline(splits).items():
             metrics[name]["linear_accuracy"] = values["accuracy"]
     for name, values in metrics.items():

@@ -88,8 +88,8 @@ def model_card(
         "",
         "## Measured on rows it was not trained on",
         "",
-        "The linear baseline is logistic regression over words and word pairs of the same rows. An "
-        "accuracy has the half of its 95% interval beside it, by chance of the rows alone.",
+        "The linear baseline is logistic regression over words and word pairs of the labelled "
+        "rows. An accuracy has half of its 95% interval beside it, by chance of the rows alone.",
         "",
         "| set | rows | accuracy | linear baseline | on the surest 80% | macro-F1 | calibration "
         "error |",
