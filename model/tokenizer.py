@@ -146,11 +146,12 @@ class Tokenizer:
         if text.isascii():  # where folding now is what the library would do, and saves it words
             text = text.lower()
         most = self.max_tokens + 1
-        read: list[Any]  # ids, or an id with its start and end
+        pieces: Iterator[Any]  # ids, or an id with its start and end
         if offsets:
-            read = list(itertools.islice(self._pieces(_WORD.finditer(text)), most))
+            pieces = self._pieces(_WORD.finditer(text))
         else:
-            read = list(itertools.islice(self._of(_first_words(text, most)), most))
+            pieces = self._of(_first_words(text, most))
+        read = list(itertools.islice(pieces, most))
         truncated = len(read) == most
         if truncated:  # head and tail, in the proportion of Sun et al. 2019, section 5.3.1
             head = self.max_tokens // 4

@@ -36,6 +36,7 @@ class Buffers:
         self._session, self._device, self._max_tokens = session, device, max_tokens
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._axes = session.get_inputs()[0].shape  # what the graph calls B and S
+        self._outputs = {output.name: output.shape for output in session.get_outputs()}
 
     def run(self, input_ids: IntArray, attention_mask: IntArray) -> list[npt.NDArray[np.float32]]:
         """All outputs in the session's order, cut to the B and S of input_ids and attention_mask
@@ -53,8 +54,8 @@ class Buffers:
             bucket.inputs[name].update_inplace(whole)
         self._session.run_with_iobinding(bucket.binding)
         return [
-            np.array(bucket.outputs[output.name].numpy()[self._cut(output.shape, rows, width)])
-            for output in self._session.get_outputs()
+            np.array(bucket.outputs[name].numpy()[self._cut(axes, rows, width)])
+            for name, axes in self._outputs.items()
         ]
 
     def _bucket(self, rows: int, width: int) -> Bucket:
@@ -63,8 +64,8 @@ class Buffers:
             sizes = dict(zip(self._axes, shape, strict=True))
             inputs = {one.name: self._value(shape, np.int64) for one in self._session.get_inputs()}
             outputs = {
-                one.name: self._value([sizes.get(axis, axis) for axis in one.shape], np.float32)
-                for one in self._session.get_outputs()
+                name: self._value([sizes.get(axis, axis) for axis in axes], np.float32)
+                for name, axes in self._outputs.items()
             }
             binding = self._session.io_binding()
             for name, value in inputs.items():

@@ -348,9 +348,8 @@ def _sample(
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     """The linear baseline's metrics of every test set, learnt from the labelled rows."""
-    train = splits.train
-    known, targets = train.texts[: splits.labelled], train.targets[: splits.labelled]
-    baseline = LinearBaseline.fit(known, targets)
+    labelled = splits.train.take(np.arange(splits.labelled))
+    baseline = LinearBaseline.fit(labelled.texts, labelled.targets)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 
