@@ -149,7 +149,8 @@ class RunConfig(BaseModel):
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it.
 
-    A file may begin with another: `base` names it, and `without` the tables of it to leave out.
+    A file may begin with another: `base` names it, and `without` the tables of it to leave out; a
+    source or set of the same name says only what it has otherwise.
     """
     values = {} if path is None else _read(path)
     _lay(values, overrides)
@@ -183,7 +184,23 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         unknown -= {str(table.get("name")) for table in tables}
     if unknown:
         raise ConfigError(f"{path}: without={sorted(unknown)}: {base} has no such table")
-    return beneath | values
+    return _over(beneath, values)
+
+
+def _over(beneath: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` laid over what is beneath: tables key by key, lists of tables name by name."""
+    laid = beneath | values
+    for key in beneath.keys() & values.keys():
+        below, above = beneath[key], values[key]
+        if isinstance(below, dict) and isinstance(above, dict):
+            laid[key] = _over(below, above)
+        elif key in TABLES and isinstance(above, list):
+            named = {table.get("name"): table for table in below}
+            for table in above:
+                name = table.get("name")
+                named[name] = _over(named.get(name, {}), table)
+            laid[key] = list(named.values())
+    return laid
 
 
 def overlaid(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
