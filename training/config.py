@@ -195,11 +195,19 @@ def _over(beneath: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(below, dict) and isinstance(above, dict):
             laid[key] = _over(below, above)
         elif key in TABLES and isinstance(above, list):
-            named = {table.get("name"): table for table in below}
-            for table in above:
-                name = table.get("name")
-                named[name] = _over(named.get(name, {}), table)
-            laid[key] = list(named.values())
+            laid[key] = _by_name(below, above)
+    return laid
+
+
+def _by_name(beneath: list[dict[str, Any]], tables: list[Any]) -> list[Any]:
+    laid: list[Any] = list(beneath)
+    places = {table["name"]: place for place, table in enumerate(beneath) if "name" in table}
+    for table in tables:
+        place = places.get(table.get("name")) if isinstance(table, dict) else None
+        if place is None:
+            laid.append(table)
+        else:
+            laid[place] = _over(beneath[place], table)
     return laid
 
 

@@ -79,6 +79,30 @@ def test_begins_with_another_file_and_leaves_out_what_it_names(tmp_path: Path):
         load_config(path, {})
 
 
+def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
+    (tmp_path / "base.toml").write_text(
+        "[train]\nseed = 3\nepochs = 2\n"
+        '[[sources]]\nname = "mine"\npath = "mine.csv"\nlanguage = "pt"\n'
+        '[sources.labels]\n0 = "bad"\n1 = "good"\n'
+        '[[sources]]\nname = "theirs"\npath = "theirs.csv"\n'
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'base = "base.toml"\n[train]\nepochs = 5\n'
+        '[[sources]]\nname = "ours"\npath = "ours.csv"\n'
+        '[[sources]]\nname = "mine"\nepochs = 0.5\nlabels = { 1 = "fine" }\n'
+    )
+    config = load_config(path, {})
+    assert (config.train.seed, config.train.epochs) == (3, 5)
+    assert [source.name for source in config.sources] == ["mine", "theirs", "ours"]
+    mine = config.sources[0]
+    assert (mine.path, mine.language, mine.epochs) == ("mine.csv", "pt", 0.5)
+    assert mine.labels == {"0": "bad", "1": "fine"}
+    path.write_text('base = "base.toml"\nsources = [3]\n')
+    with pytest.raises(ConfigError, match=r"run.toml: sources.2=3: Input should be"):
+        load_config(path, {})
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
