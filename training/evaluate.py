@@ -41,18 +41,31 @@ def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
     return exponent / exponent.sum(axis=1, keepdims=True)
 
 
-def expected_calibration_error(probabilities: Logits, labels: Labels, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3)."""
-    confidence = probabilities.max(axis=1)
+def expected_calibration_error(probabilities: Logits, labels: Labels) -> float:
+    """Mean gap between confidence and accuracy over 15 bins of equal width (Guo et al. 2017,
+    equation 3)."""
     correct = probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    gaps = [
-        abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
-        for b in range(bins)
-        if (which == b).any()
-    ]
-    return float(sum(gaps))
+    return float(_mean_gaps(correct, probabilities.max(axis=1)))
+
+
+def calibration_error_by_chance(probabilities: Logits, draws: int = 200) -> float:
+    """The calibration error to expect where every probability is right, over rows so many and as
+    sure as these: few rows in a bin are never as often right as they say (Bröcker and Smith 2007).
+
+    The mean over `draws` of which rows are right, always the same.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = np.random.default_rng(0).random((draws, len(confidence))) < confidence
+    return float(_mean_gaps(correct, confidence).mean())
+
+
+def _mean_gaps(
+    correct: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float32], bins: int = 15
+) -> npt.NDArray[np.float64]:
+    """Of correct [..., N]: the gaps of its bins, each by its share of the rows."""
+    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    of_bin = np.eye(bins)[np.digitize(confidence, edges, right=True)]  # [N, bins]
+    return np.abs((correct - confidence) @ of_bin).sum(axis=-1) / len(confidence)
 
 
 def selective_accuracy(probabilities: Logits, labels: Labels, coverage: float) -> float:
@@ -69,7 +82,8 @@ def margin(accuracy: float, rows: int) -> float:
 
 def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
     """Accuracy, of all rows and of the 80% it is surest of, macro-F1, expected calibration error,
-    negative log-likelihood, confusion [C, C] (rows: true class) and the number of rows."""
+    that which chance alone would show, negative log-likelihood, confusion [C, C] (rows: true class)
+    and the number of rows."""
     predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
@@ -81,6 +95,7 @@ def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
             f1_score(labels, predicted, labels=range(classes), average="macro", zero_division=0)
         ),
         "ece": expected_calibration_error(probabilities, labels),
+        "ece_by_chance": calibration_error_by_chance(probabilities),
         "nll": float(-np.log(np.clip(own, 1e-12, None)).mean()),
         "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
     }

@@ -89,10 +89,11 @@ def model_card(
         "## Measured on rows it was not trained on",
         "",
         "The linear baseline is logistic regression over words and word pairs of the labelled "
-        "rows. An accuracy has half of its 95% interval beside it, by chance of the rows alone.",
+        "rows. An accuracy has half of its 95% interval beside it, by chance of the rows alone; a "
+        "calibration error has what perfect probabilities would show on as many rows.",
         "",
         "| set | rows | accuracy | linear baseline | on the surest 80% | macro-F1 | calibration "
-        "error |",
+        "error (by chance) |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, metrics in about.metrics.items():
@@ -101,7 +102,8 @@ def model_card(
             f"| {name} | {metrics['rows']:,} | {metrics['accuracy']:.1%} ± "
             f"{100 * margin(metrics['accuracy'], metrics['rows']):.1f} | "
             f"{'–' if linear is None else f'{linear:.1%}'} | "
-            f"{metrics['accuracy_at_80']:.1%} | {metrics['macro_f1']:.1%} | {metrics['ece']:.1%} |"
+            f"{metrics['accuracy_at_80']:.1%} | {metrics['macro_f1']:.1%} | {metrics['ece']:.1%} "
+            f"({metrics['ece_by_chance']:.1%}) |"
         )
     lines += [
         "",

@@ -4,6 +4,7 @@ import pytest
 from training.batches import Dataset
 from training.calibrate import abstention_threshold, alike, fit_shares, fit_temperature
 from training.evaluate import (
+    calibration_error_by_chance,
     expected_calibration_error,
     measure,
     predict_bundle,
@@ -27,6 +28,19 @@ def test_literal_measures():
 def test_calibration_error_is_zero_where_confidence_is_accuracy():
     probabilities = np.array([[0.75, 0.25]] * 4, np.float32)
     assert expected_calibration_error(probabilities, np.array([0, 0, 0, 1])) == pytest.approx(0)
+
+
+def test_calibration_error_by_chance_is_what_true_probabilities_show():
+    generator = np.random.default_rng(1)
+    positive = generator.random(500)
+    probabilities = np.stack([1 - positive, positive], axis=1).astype(np.float32)
+    seen = [
+        expected_calibration_error(probabilities, (generator.random(500) < positive).astype(int))
+        for _ in range(200)
+    ]
+    assert calibration_error_by_chance(probabilities) == pytest.approx(np.mean(seen), rel=0.05)
+    many = np.tile(probabilities, (100, 1))
+    assert calibration_error_by_chance(many) == pytest.approx(np.mean(seen) / 10, rel=0.1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
