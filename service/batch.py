@@ -8,26 +8,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.tokenizer import PAD_ID
-from service.types import NO_VIEWS, FloatArray, IntArray, Variant, View, ViewRequest
+from service.types import NO_VIEWS, IntArray, Result, Variant, ViewRequest
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """One call of n rows, and what has come of it so far.
 
-    `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `logits` and
-    `probabilities` [n, C] and `views` (one dict a row) fill as batches return. Its future belongs
-    to the batcher alone, which sets it when `missing` is 0. What still waits of it belongs to the
-    scheduler: `waiting` holds rows at the front by their length, `later` those behind.
+    `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `results`,
+    by row, fill as batches return. Its future belongs to the batcher alone, which sets it when
+    `missing` is 0. What still waits of it belongs to the scheduler: `waiting` holds rows at the
+    front by their length, `later` those behind.
     """
 
     input_ids: list[IntArray]
     request: ViewRequest = NO_VIEWS
     deadline: float | None = None
     future: "asyncio.Future[Entry] | None" = None
-    logits: FloatArray | None = None
-    probabilities: FloatArray | None = None
-    views: list[dict[View, FloatArray]] = field(default_factory=list)
+    results: dict[int, Result] = field(default_factory=dict)
     missing: int = 0
     waiting: dict[int, list[int]] = field(default_factory=dict)
     later: deque[int] = field(default_factory=deque)

@@ -20,7 +20,7 @@ from service.backend import Backend, BackendGone, Outputs
 from service.batch import Batch, Entry
 from service.errors import BackendFailed, DeadlineExceeded, RealceError, Unavailable
 from service.scheduler import Scheduler
-from service.types import Variant
+from service.types import Result, Variant
 from service.views import cut
 
 # Seconds of work that the loop does itself, if the backend is prompt and idle: what takes no longer
@@ -275,15 +275,8 @@ class Batcher:
 
 def _fill(batch: Batch, outputs: Outputs) -> None:
     """Hand each row's outputs to its entry; rows are disjoint, so threads do not meet."""
-    at = 0
-    for entry, rows in batch.parts:
-        assert entry.logits is not None
-        assert entry.probabilities is not None
-        end = at + len(rows)
-        entry.logits[rows] = outputs["logits"][at:end]
-        entry.probabilities[rows] = outputs["probabilities"][at:end]
-        if entry.request.views:
-            for position, row in enumerate(rows, start=at):
-                length = len(entry.input_ids[row])
-                entry.views[row] = cut(outputs, position, length, entry.request)
-        at = end
+    scores = zip(outputs["logits"].tolist(), outputs["probabilities"].tolist(), strict=True)
+    rows = ((entry, row) for entry, taken in batch.parts for row in taken)
+    for at, ((entry, row), said) in enumerate(zip(rows, scores, strict=True)):
+        views = cut(outputs, at, len(entry.input_ids[row]), entry.request)
+        entry.results[row] = Result(*said, views)

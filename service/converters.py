@@ -44,25 +44,23 @@ def response(
     if View.EVIDENCE in request.views or View.CONTRIBUTIONS in request.views:
         message.bias.extend(model.bias)
     for one in predictions:
-        _prediction(message.predictions.add(), one, model.labels)
+        _add(message, one, model.labels)
     if abstain and model.abstention_threshold is not None:
         for prediction in message.predictions:
             prediction.abstained = prediction.probability < model.abstention_threshold
     return message
 
 
-def _prediction(message: pb.Prediction, one: Prediction, labels: Sequence[str]) -> None:
-    probabilities, logits = one.probabilities.tolist(), one.logits.tolist()
-    best = max(range(len(labels)), key=probabilities.__getitem__)
-    message.label = labels[best]
-    message.probability = probabilities[best]
-    message.truncated = one.truncated
-    for label, probability, logit in zip(labels, probabilities, logits, strict=True):
-        message.scores.add(label=label, probability=probability, logit=logit)
+def _add(message: pb.ClassifyResponse, one: Prediction, labels: Sequence[str]) -> None:
+    highest = max(one.probabilities)
+    label = labels[one.probabilities.index(highest)]
+    added = message.predictions.add(label=label, probability=highest, truncated=one.truncated)
+    for label, probability, logit in zip(labels, one.probabilities, one.logits, strict=True):
+        added.scores.add(label=label, probability=probability, logit=logit)
     for token in one.tokens:
-        message.tokens.add(text=token.text, start=token.start, end=token.end)
+        added.tokens.add(text=token.text, start=token.start, end=token.end)
     for view, array in one.views.items():
-        _tensor(getattr(message, view.value), array)
+        _tensor(getattr(added, view.value), array)
 
 
 def _tensor(message: pb.Tensor, array: FloatArray) -> None:

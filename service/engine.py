@@ -5,8 +5,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from model.bundle import Bundle
 from model.tokenizer import Encoding
 from service.backend import Backend
@@ -127,15 +125,7 @@ class Engine:
         deadline: float | None,
         encodings: Sequence[Encoding],
     ) -> list[Prediction]:
-        shape = (len(texts), len(self.description.labels))
-        entry = Entry(
-            input_ids=[encoding.input_ids for encoding in encodings],
-            request=request,
-            deadline=deadline,
-            logits=np.empty(shape, dtype=np.float32),
-            probabilities=np.empty(shape, dtype=np.float32),
-            views=[{} for _ in texts] if request.views else [],
-        )
+        entry = Entry([encoding.input_ids for encoding in encodings], request, deadline)
         try:
             await self._batcher.submit(entry)
         except asyncio.CancelledError:
@@ -192,15 +182,12 @@ class Engine:
 def _predictions(
     texts: Sequence[str], encodings: Sequence[Encoding], entry: Entry
 ) -> list[Prediction]:
-    assert entry.logits is not None
-    assert entry.probabilities is not None
+    views = bool(entry.request.views)
     return [
         Prediction(
-            logits=entry.logits[row],
-            probabilities=entry.probabilities[row],
+            *entry.results[row],
             truncated=encoding.truncated,
-            tokens=_tokens(text, encoding) if entry.views else (),
-            views=entry.views[row] if entry.views else {},
+            tokens=_tokens(text, encoding) if views else (),
         )
         for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
     ]

@@ -220,7 +220,7 @@ class Scheduler:
         """The lengths to run with rows of `length`: of those beside it always the one that padding
         costs least for, while that is less than a run of its own."""
         lanes, cost = self._lanes[variant], self.costs.of(variant)
-        known = sorted(lanes)
+        known, run_s = sorted(lanes), self._run_s(variant)
         low = bisect.bisect_left(known, length)
         high = low + 1
         rows, width = lanes[length].rows, length
@@ -233,7 +233,7 @@ class Scheduler:
                 up_s = rows * (cost.row_s(known[high]) - cost.row_s(width))
                 if rows >= self._most_rows(known[high], variant):
                     up_s = math.inf
-            if min(down_s, up_s) >= PADDING_SHARE * cost.run_s:
+            if min(down_s, up_s) >= PADDING_SHARE * run_s:
                 break
             if down_s <= up_s:
                 low -= 1
@@ -294,17 +294,17 @@ class Scheduler:
 
     def _batch_s(self, variant: Variant) -> float:
         """Seconds of a full batch, that of short rows."""
-        cost = self.costs.of(variant)
-        pays_s = max(cost.run_s, LEAST_RUN_S) / RUN_SHARE
-        return min(pays_s, self.max_batch_tokens * cost.token_s)
+        pays_s = self._run_s(variant) / RUN_SHARE
+        return min(pays_s, self.max_batch_tokens * self.costs.of(variant).token_s)
+
+    def _run_s(self, variant: Variant) -> float:
+        """Seconds of a run, whatever is in it."""
+        return max(self.costs.of(variant).run_s, LEAST_RUN_S)
 
     def _share(self, width: int, variant: Variant) -> float:
         """How much of a batch a row of so many padded tokens takes: one that is full holds 1."""
-        cost = self.costs.of(variant)
-        share = max(
-            width / self.max_batch_tokens,
-            cost.row_s(width) * RUN_SHARE / max(cost.run_s, LEAST_RUN_S),
-        )
+        row_s = self.costs.of(variant).row_s(width)
+        share = max(width / self.max_batch_tokens, row_s * RUN_SHARE / self._run_s(variant))
         if variant is Variant.FULL:
             share = max(share, self.attention_maps * width**2 / MAX_ATTENTION_ELEMENTS)
         return share

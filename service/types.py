@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,18 +69,25 @@ class Token:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer for one text of S tokens.
+class Result(NamedTuple):
+    """What the network says of one row of S tokens.
 
-    `logits` and `probabilities` are [C] float32; `views` holds what was asked for, cut to S.
+    `logits` and `probabilities` are C numbers; `views` holds what was asked for, cut to S.
     """
 
-    logits: npt.NDArray[np.float32]
-    probabilities: npt.NDArray[np.float32]
-    truncated: bool
+    logits: list[float]
+    probabilities: list[float]
+    views: dict[View, FloatArray]
+
+
+class Prediction(NamedTuple):
+    """The answer for one text: the result of its row, and how the text was read."""
+
+    logits: list[float]
+    probabilities: list[float]
+    views: dict[View, FloatArray]
+    truncated: bool = False
     tokens: Sequence[Token] = ()
-    views: dict[View, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

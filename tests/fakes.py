@@ -114,5 +114,5 @@ class FakeEngine:
             raise
         finally:
             self.under_way -= 1
-        answers = np.array([[1, len(text)] for text in texts], dtype=np.float32)
-        return [Prediction(row, row / row.sum(), truncated=False) for row in answers]
+        sizes = [len(text) for text in texts]
+        return [Prediction([1, size], [1 / (1 + size), size / (1 + size)], {}) for size in sizes]

@@ -129,7 +129,10 @@ def test_every_setting_is_part_of_what_identifies_a_run(tmp_path: Path):
     assert plain != load_config(path, {"network.layers": 3}).fingerprint
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("embedded*.toml")), ids=lambda path: path.name)
+RUNS = sorted([*CONFIGS.glob("embedded*.toml"), CONFIGS / "sizes.toml"])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_committed_runs_are_read(path: Path):
     config = load_config(path, {})
     assert config.name.startswith("realce-")
