@@ -43,10 +43,12 @@ class Dataset:
             targets=np.concatenate([self.targets, more.targets]),
         )
 
-    def first(self, rows: int) -> "Dataset":
-        """The first so many rows."""
-        ends = self.starts[: rows + 1]
-        return Dataset(self.ids[: ends[-1]], ends, self.targets[:rows])
+    def take(self, rows: npt.NDArray[np.int64]) -> "Dataset":
+        """These rows, in ascending order."""
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[rows] = True
+        starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])])
+        return Dataset(self.ids[np.repeat(chosen, self.lengths)], starts, self.targets[chosen])
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -124,6 +124,8 @@ class RunConfig(BaseModel):
                     f"{source.name}: teacher={unknown} is no source with labels of its own; there "
                     f"are {sorted(own)}"
                 )
+        if not any(source.linear for source in self.sources):
+            raise ValueError("sources: linear=false in all; linear part and baseline need one")
         if train.crop_tokens > network.max_tokens:
             raise ValueError(
                 f"train.crop_tokens={train.crop_tokens} exceeds "

@@ -60,6 +60,11 @@ class SourceConfig(BaseModel):
     stage: int = Field(
         1, ge=1, description="Rows of a lower stage all come before those of a higher one."
     )
+    linear: bool = Field(
+        True,
+        description="Do the linear part and the baseline learn from these labels too? Of templates "
+        "whose labels hang on the order of their words they learn only to mistrust these words.",
+    )
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
 

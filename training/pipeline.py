@@ -40,12 +40,12 @@ TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
 class Encoded:
     """What a run trains on and chooses with, as ids of its own tokenizer.
 
-    `labelled` are those rows of `train` that have labels of their own.
+    `linear` are those rows of `train` that linear models learn from.
     """
 
     tokenizer: Tokenizer
     train: Dataset
-    labelled: Dataset
+    linear: Dataset
     validation: dict[str, Dataset]
 
     @property
@@ -109,7 +109,7 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     train = encode(splits.train, tokenizer)
-    return Encoded(tokenizer, train, train.first(splits.labelled), validation)
+    return Encoded(tokenizer, train, train.take(splits.linear), validation)
 
 
 def untrained(
@@ -162,15 +162,14 @@ def trainer(
 def with_linear_part(
     config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
-    """The fitted network and a linear part, fitted to the labelled rows, each with the share that
-    suits the validation rows.
+    """The fitted network and a linear part, each with the share that suits the validation rows.
 
     Fitted one by one, because together the linear part, which learns faster, would leave the
-    encoder only what no one can learn; and to the labelled rows, because a linear teacher has
-    nothing to tell a linear part.
+    encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
+    has nothing to tell a linear part.
     """
     shape = network.config.model_copy(update={"pairs": config.network.pairs})
-    linear = LinearClassifier.fit(encoded.labelled, shape, config.train.linear_strength)
+    linear = LinearClassifier.fit(encoded.linear, shape, config.train.linear_strength)
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
     deep, wide = fit_shares(logits, encoded.truth, encoded.weights)
     with torch.no_grad():
@@ -348,8 +347,8 @@ def _sample(
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     """The linear baseline's metrics of every test set, learnt from the labelled rows."""
-    labelled = splits.train.take(np.arange(splits.labelled))
-    baseline = LinearBaseline.fit(labelled.texts, labelled.targets)
+    rows = splits.train.take(splits.linear)
+    baseline = LinearBaseline.fit(rows.texts, rows.targets)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 

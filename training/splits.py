@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from training.config import ConfigError, RunConfig, UnlabelledConfig
 from training.data import (
@@ -33,15 +34,15 @@ MOST_REPEATED = 0.1
 class Splits:
     """The rows of a run: one set to train on, named sets to choose and to measure with.
 
-    `sources` are what `train.sources` numbers; the first `labelled` rows have labels of their own,
-    those behind them only what a teacher says; `unlabelled` are texts beside the rows; `warnings`
-    say what is odd about the data.
+    `sources` are what `train.sources` numbers; `linear` numbers the rows that linear models learn
+    from: what a teacher labelled is not among them; `unlabelled` are texts beside the rows;
+    `warnings` say what is odd about the data.
     """
 
     labels: tuple[str, ...]
     sources: tuple[SourceConfig, ...]
     train: Rows
-    labelled: int
+    linear: npt.NDArray[np.int64]
     unlabelled: list[str]
     validation: dict[str, Rows]
     test: dict[str, Rows]
@@ -91,7 +92,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         labels=labels,
         sources=(*config.sources, *config.unlabelled),
         train=concatenate(taught),
-        labelled=len(rows),
+        linear=np.flatnonzero(np.array([one.linear for one in config.sources])[rows.sources]),
         unlabelled=unlabelled,
         validation=validation,
         test=test,
