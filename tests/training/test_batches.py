@@ -101,3 +101,10 @@ def test_a_lower_stage_comes_before_a_higher_one():
     assert of_batch[:15] == [{1}] * 15, "two passes of the one in stage 1"
     assert set().union(*of_batch[15:]) == {0, 2}
     assert any(len(sources) == 2 for sources in of_batch), "those of one stage are mixed"
+
+
+def test_takes_rows_in_their_order():
+    taken = dataset(1, 3, 2).take(np.array([0, 2]))
+    assert taken.ids.tolist() == [10, 30, 31]
+    assert taken.lengths.tolist() == [1, 2]
+    assert taken.labels.tolist() == [0, 2]

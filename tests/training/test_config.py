@@ -31,6 +31,7 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
             f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\nteacher = ["yours"]\n',
             "more: teacher=['yours'] is no source with labels of its own; there are ['mine']",
         ),
+        (f"{SOURCE}linear = false\n", "sources: linear=false in all; "),
         ("name = ", "not TOML: "),
         (b"name = '\xff'", "not TOML: "),
     ],

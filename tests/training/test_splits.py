@@ -62,6 +62,23 @@ def test_a_teacher_labels_what_it_is_sure_of(tmp_path):
     assert splits.unlabelled == []
 
 
+def test_linear_models_learn_from_what_is_labelled_and_not_kept_from_them(tmp_path):
+    splits = run(
+        tmp_path,
+        sources=[
+            table(tmp_path, "templates", many(30, kind="t")) | {"linear": False},
+            table(tmp_path, "reviews", many(40)),
+        ],
+        unlabelled=[
+            table(tmp_path, "raw", many(10, kind="new")) | {"teacher": ["reviews"]},
+        ],
+    )
+    learnt = splits.train.take(splits.linear)
+    assert set(splits.train.sources) == {0, 1, 2}
+    assert set(learnt.sources) == {1}
+    assert len(learnt) == (splits.train.sources == 1).sum()
+
+
 def test_a_teacher_must_be_a_source(tmp_path):
     source = table(tmp_path, "train", many(20))
     with pytest.raises(
