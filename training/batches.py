@@ -43,12 +43,12 @@ class Dataset:
             targets=np.concatenate([self.targets, more.targets]),
         )
 
-    def take(self, rows: npt.NDArray[np.int64]) -> "Dataset":
-        """These rows, in ascending order."""
-        chosen = np.zeros(len(self), dtype=bool)
-        chosen[rows] = True
+    def weighted(self, weights: npt.NDArray[np.float32]) -> "Dataset":
+        """The rows with a weight [N] above 0, their targets times it."""
+        chosen = weights > 0
         starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])])
-        return Dataset(self.ids[np.repeat(chosen, self.lengths)], starts, self.targets[chosen])
+        targets = self.targets[chosen] * weights[chosen, None]
+        return Dataset(self.ids[np.repeat(chosen, self.lengths)], starts, targets)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

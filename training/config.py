@@ -124,8 +124,9 @@ class RunConfig(BaseModel):
                     f"{source.name}: teacher={unknown} is no source with labels of its own; there "
                     f"are {sorted(own)}"
                 )
-        if not any(source.linear for source in self.sources):
-            raise ValueError("sources: linear=false in all; linear part and baseline need one")
+        for key in ("epochs", "linear"):
+            if not any(getattr(source, key) for source in self.sources):
+                raise ValueError(f"sources: {key}=0 in all leaves nothing to learn from")
         if train.crop_tokens > network.max_tokens:
             raise ValueError(
                 f"train.crop_tokens={train.crop_tokens} exceeds "

@@ -56,14 +56,19 @@ class SourceConfig(BaseModel):
         description="Sources whose linear model labels these texts; where they have labels, both "
         "words count.",
     )
-    epochs: float = Field(1.0, gt=0, description="Passes over the rows in one training epoch.")
+    epochs: float = Field(
+        1.0,
+        ge=0,
+        description="Passes over the rows in one training epoch; 0: only linear models read them.",
+    )
     stage: int = Field(
         1, ge=1, description="Rows of a lower stage all come before those of a higher one."
     )
-    linear: bool = Field(
-        True,
-        description="Do the linear part and the baseline learn from these labels too? Of templates "
-        "whose labels hang on the order of their words they learn only to mistrust these words.",
+    linear: float = Field(
+        1.0,
+        ge=0,
+        description="What each of its rows weighs for the linear part and the baseline. Less for "
+        "templates: they are many, of few words, and say good and bad of the same ones.",
     )
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")

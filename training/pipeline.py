@@ -40,7 +40,7 @@ TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
 class Encoded:
     """What a run trains on and chooses with, as ids of its own tokenizer.
 
-    `linear` are those rows of `train` that linear models learn from.
+    `linear` are those rows of `train` that linear models learn from, their targets by weight.
     """
 
     tokenizer: Tokenizer
@@ -109,7 +109,7 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     train = encode(splits.train, tokenizer)
-    return Encoded(tokenizer, train, train.take(splits.linear), validation)
+    return Encoded(tokenizer, train, train.weighted(splits.linear), validation)
 
 
 def untrained(
@@ -347,8 +347,9 @@ def _sample(
 
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     """The linear baseline's metrics of every test set, learnt from the labelled rows."""
-    rows = splits.train.take(splits.linear)
-    baseline = LinearBaseline.fit(rows.texts, rows.targets)
+    rows = splits.train.take(np.flatnonzero(splits.linear))
+    weights = splits.linear[splits.linear > 0, None]
+    baseline = LinearBaseline.fit(rows.texts, rows.targets * weights)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 

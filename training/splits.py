@@ -34,15 +34,15 @@ MOST_REPEATED = 0.1
 class Splits:
     """The rows of a run: one set to train on, named sets to choose and to measure with.
 
-    `sources` are what `train.sources` numbers; `linear` numbers the rows that linear models learn
-    from: what a teacher labelled is not among them; `unlabelled` are texts beside the rows;
-    `warnings` say what is odd about the data.
+    `sources` are what `train.sources` numbers; `linear` [N] is what each row weighs for linear
+    models, 0 where only a teacher labelled it; `unlabelled` are texts beside the rows; `warnings`
+    say what is odd about the data.
     """
 
     labels: tuple[str, ...]
     sources: tuple[SourceConfig, ...]
     train: Rows
-    linear: npt.NDArray[np.int64]
+    linear: npt.NDArray[np.float32]
     unlabelled: list[str]
     validation: dict[str, Rows]
     test: dict[str, Rows]
@@ -88,11 +88,13 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
             taught.append(exclude(teachers.label(source, number, texts), keys)[0])
         else:
             unlabelled += texts
+    train = concatenate(taught)
+    weights = np.array([one.linear for one in config.sources] + [0] * len(config.unlabelled), "f4")
     return Splits(
         labels=labels,
         sources=(*config.sources, *config.unlabelled),
-        train=concatenate(taught),
-        linear=np.flatnonzero(np.array([one.linear for one in config.sources])[rows.sources]),
+        train=train,
+        linear=weights[train.sources],
         unlabelled=unlabelled,
         validation=validation,
         test=test,

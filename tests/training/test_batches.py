@@ -103,8 +103,8 @@ def test_a_lower_stage_comes_before_a_higher_one():
     assert any(len(sources) == 2 for sources in of_batch), "those of one stage are mixed"
 
 
-def test_takes_rows_in_their_order():
-    taken = dataset(1, 3, 2).take(np.array([0, 2]))
-    assert taken.ids.tolist() == [10, 30, 31]
-    assert taken.lengths.tolist() == [1, 2]
-    assert taken.labels.tolist() == [0, 2]
+def test_rows_without_weight_are_left_out():
+    weighted = dataset(1, 3, 2).weighted(np.array([1, 0, 0.5], np.float32))
+    assert weighted.ids.tolist() == [10, 30, 31]
+    assert weighted.lengths.tolist() == [1, 2]
+    assert weighted.targets.tolist() == [[1, 0, 0], [0, 0, 0.5]]

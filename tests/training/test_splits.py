@@ -62,21 +62,19 @@ def test_a_teacher_labels_what_it_is_sure_of(tmp_path):
     assert splits.unlabelled == []
 
 
-def test_linear_models_learn_from_what_is_labelled_and_not_kept_from_them(tmp_path):
+def test_rows_weigh_for_linear_models_what_their_source_says(tmp_path):
     splits = run(
         tmp_path,
         sources=[
-            table(tmp_path, "templates", many(30, kind="t")) | {"linear": False},
+            table(tmp_path, "templates", many(30, kind="t")) | {"linear": 0.25},
             table(tmp_path, "reviews", many(40)),
         ],
         unlabelled=[
             table(tmp_path, "raw", many(10, kind="new")) | {"teacher": ["reviews"]},
         ],
     )
-    learnt = splits.train.take(splits.linear)
-    assert set(splits.train.sources) == {0, 1, 2}
-    assert set(learnt.sources) == {1}
-    assert len(learnt) == (splits.train.sources == 1).sum()
+    of_source = {source: set(splits.linear[splits.train.sources == source]) for source in range(3)}
+    assert of_source == {0: {0.25}, 1: {1.0}, 2: {0.0}}, "a linear teacher tells them nothing"
 
 
 def test_a_teacher_must_be_a_source(tmp_path):
