@@ -7,6 +7,7 @@ back would take longer or find nobody else to serve meanwhile.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from service.views import cut
 # Seconds of work that the loop does itself, if the backend is prompt and idle: what takes no longer
 # than handing it over, and of a lone call what others who come meanwhile can wait for.
 LITTLE_S, LONE_S = 2e-4, 5e-3
+ALONE_S = 0.02  # without company, after which a call counts as lone: among many it is so by chance
 LOOP = -1  # the loop among the threads
 
 log = structlog.get_logger("realce.batcher")
@@ -64,6 +66,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._refusal: Unavailable | None = None
         self._dispatching = False
+        self._company_at = -math.inf  # when last a call came while another was under way
         # Guards the scheduler and what is running; held for microseconds.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -86,6 +89,8 @@ class Batcher:
             raise Unavailable(str(self._refusal))
         entry.future = self._loop.create_future()
         with self._lock:
+            if self._running or self._scheduler.queued_tokens:
+                self._company_at = self._clock()
             self._scheduler.add(entry)
             little = self._is_at_most(LITTLE_S)
         if little:
@@ -132,11 +137,16 @@ class Batcher:
         """On the loop, once all calls of this turn are queued: see that they are computed."""
         self._dispatching = False
         with self._lock:
-            lone = self._scheduler.queued_calls == 1 and self._is_at_most(LONE_S)
+            lone = self._is_alone() and self._is_at_most(LONE_S)
             if not lone:
                 self._work.notify()
         if lone:
             self._run_all()
+
+    def _is_alone(self) -> bool:
+        """Is there one call only, and was there no more lately?"""
+        alone_s = self._clock() - self._company_at
+        return self._scheduler.queued_calls == 1 and alone_s > ALONE_S
 
     def _is_at_most(self, seconds: float) -> bool:
         """May the loop itself compute what waits, in about that time?"""

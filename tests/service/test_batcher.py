@@ -278,6 +278,21 @@ async def test_the_loop_computes_a_short_call_alone_itself(prompt, calls, on_the
     rig.batcher.close()
 
 
+async def test_a_call_that_had_company_a_moment_ago_is_not_lone(monkeypatch):
+    monkeypatch.setattr(CostTable, "observe", lambda *_: None)  # that the fake takes no time at all
+    backend = ThreadedBackend(prompt=True)
+    rig = Rig(backend)
+    await asyncio.gather(rig.submit([5]), rig.submit([6]))
+    await rig.idle()
+    backend.threads.clear()
+    await rig.submit([7])
+    await rig.idle()
+    rig.clock.now += 1.0
+    await rig.submit([8])
+    assert [thread is threading.current_thread() for thread in backend.threads] == [False, True]
+    rig.batcher.close()
+
+
 async def test_what_takes_no_time_is_computed_at_once():
     backend = ThreadedBackend(prompt=True)
     rig = Rig(backend, token_s=1e-5)
