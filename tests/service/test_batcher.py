@@ -282,7 +282,12 @@ async def test_a_call_that_had_company_a_moment_ago_is_not_lone(monkeypatch):
     monkeypatch.setattr(CostTable, "observe", lambda *_: None)  # that the fake takes no time at all
     backend = ThreadedBackend(prompt=True)
     rig = Rig(backend)
-    await asyncio.gather(rig.submit([5]), rig.submit([6]))
+    backend.open.clear()
+    long = rig.submit([5] * 40)
+    await asyncio.to_thread(backend.entered.acquire)
+    company = rig.submit([6])
+    backend.open.set()
+    await asyncio.gather(long, company)
     await rig.idle()
     backend.threads.clear()
     await rig.submit([7])
