@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ class Rig:
     def fail(self) -> None:
         self.failures += 1
 
-    def submit(self, *rows: list[int], request: ViewRequest | None = None, deadline=None):
+    def submit(self, *rows: Sequence[int], request: ViewRequest | None = None, deadline=None):
         return self.batcher.submit(
             Entry(
                 [np.array(row, dtype=np.int64) for row in rows],
@@ -39,10 +40,10 @@ class Rig:
             )
         )
 
-    async def hold(self) -> list[asyncio.Future]:
-        """Occupy the device."""
+    async def hold(self, row: Sequence[int] = (1,)) -> list[asyncio.Future]:
+        """Occupy the device; a prompt one with a row too long for the loop."""
         self.backend.open.clear()
-        held = [self.submit([1])]
+        held = [self.submit(row)]
         await asyncio.to_thread(self.backend.entered.acquire)
         return held
 
@@ -282,12 +283,10 @@ async def test_a_call_that_had_company_a_moment_ago_is_not_lone(monkeypatch):
     monkeypatch.setattr(CostTable, "observe", lambda *_: None)  # that the fake takes no time at all
     backend = ThreadedBackend(prompt=True)
     rig = Rig(backend)
-    backend.open.clear()
-    long = rig.submit([5] * 40)
-    await asyncio.to_thread(backend.entered.acquire)
+    held = await rig.hold([5] * 40)
     company = rig.submit([6])
     backend.open.set()
-    await asyncio.gather(long, company)
+    await asyncio.gather(*held, company)
     await rig.idle()
     backend.threads.clear()
     await rig.submit([7])
@@ -309,14 +308,12 @@ async def test_what_takes_no_time_is_computed_at_once():
 async def test_the_loop_does_not_compute_beside_a_thread():
     backend = ThreadedBackend(prompt=True)
     rig = Rig(backend)
-    backend.open.clear()
-    long = rig.submit([5] * 40)
-    await asyncio.to_thread(backend.entered.acquire)
+    held = await rig.hold([5] * 40)
     short = rig.submit([6])
     await asyncio.sleep(0.01)
     assert not short.done()
     backend.open.set()
-    await asyncio.gather(long, short)
+    await asyncio.gather(*held, short)
     assert threading.current_thread() not in backend.threads
     rig.batcher.close()
 
