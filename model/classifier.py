@@ -54,7 +54,7 @@ class TextClassifier(nn.Module):
         self._initialise()
         # After the others are drawn: it says nothing until it is fitted.
         self.linear = (
-            LinearPart(config.vocab_size, config.pairs, config.classes) if config.pairs else None
+            LinearPart(config.vocab_size, config.ngrams, config.classes) if config.ngrams else None
         )
 
     def _initialise(self) -> None:
@@ -96,11 +96,9 @@ class TextClassifier(nn.Module):
         pooled, looked = self.pooling(query, states, mask)  # [B, 1, d], [B, H, 1, S]
         value = self.pooling.split(self.pooling.v_proj(states))  # [B, H, S, D]
         evidence = attribution.evidence(looked, value, self.direction())  # [B, S, C]
-        mixings = [
-            attribution.mixing(layer.attention, trace)
-            for layer, trace in zip(self.encoder.stack(), traces, strict=True)
-        ]
-        contributions = attribution.contributions(evidence, mixings)
+        contributions = evidence
+        for layer, trace in [*zip(self.encoder.stack(), traces, strict=True)][::-1]:
+            contributions = attribution.carried(contributions, layer.attention, trace)
         logits = self.head(pooled[:, 0])
         if self.linear is not None:  # what a token says by itself has nowhere to be carried
             said = self.linear(input_ids, attention_mask)  # [B, S, C]
