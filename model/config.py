@@ -17,8 +17,11 @@ class ModelConfig(BaseModel):
     heads: int = Field(6, ge=1, description="H, heads in each layer and in the pooling.")
     d_ff: int = Field(512, ge=8, description="Width inside the gated feed-forward.")
     max_tokens: int = Field(512, ge=8, le=8192, description="Longest text, in tokens.")
-    pairs: int = Field(
-        0, ge=0, description="Rows of the linear part's table of token pairs; 0: no linear part."
+    ngrams: int = Field(
+        0,
+        ge=0,
+        multiple_of=2,
+        description="Rows of the linear part's table of n-grams; 0: no linear part.",
     )
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary angles.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")

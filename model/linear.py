@@ -1,62 +1,73 @@
-"""The linear part: what tokens and pairs of tokens say by themselves."""
+"""The linear part: what tokens and n-grams of tokens say by themselves."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ORDER = 3  # tokens of the longest n-gram
 PRIME = 2**31 - 1
-BEFORE, AFTER = 1_540_483_477, 668_265_263  # factors of the hash, below PRIME, drawn once
+# Factors of the hash, below PRIME, drawn once: of a token, and of what stands before it in pairs
+# and in triples.
+LAST, BEFORE, EARLIER = 668_265_263, 1_540_483_477, 1_103_515_245
 
 
-def pair_rows(input_ids: Tensor, rows: int) -> Tensor:
-    """Which of `rows` rows each token's pair has, [B, S]; the first token's pair is with padding.
+def ngram_rows(input_ids: Tensor, rows: int) -> Tensor:
+    """Which of `rows` rows the pair and the triple that end in each token have, [B, 2, S]: pairs
+    one of the first half, triples of the second. What would begin before the text begins with
+    padding.
 
     The hashing trick (Weinberger et al. 2009) with a universal hash (Carter and Wegman 1979):
     nothing beyond 63 bits, and only what ONNX computes on signed integers.
     """
-    before = F.pad(input_ids, (1, 0))[:, :-1]
-    return (before * BEFORE + input_ids * AFTER) % PRIME % rows
+    before, earlier = (F.pad(input_ids, (n, 0))[:, :-n] for n in (1, 2))
+    pair = (before * BEFORE + input_ids * LAST) % PRIME
+    triple = (pair * EARLIER + earlier) % PRIME
+    half = rows // 2
+    return torch.stack([pair % half, half + triple % half], dim=1)
 
 
 class LinearPart(nn.Module):
-    """Logistic regression over tf-idf of tokens and of pairs of neighbours, as shares of tokens.
+    """Logistic regression over tokens and n-grams of up to three, as shares of tokens.
 
     "not good" is one feature here, which few examples teach; attention needs many. Added to the
     encoder's logits it is the wide half of a wide and deep network (Cheng et al. 2016). Its
     weights come from a convex fit, see `training.linear`.
 
-    A feature that occurs f times in a text weighs (1 + ln f) · idf, and the text's weights have
-    length 1 (Manning, Raghavan and Schütze 2008, section 6.4). Each occurrence has an equal part of
-    its feature, and each token of a pair half of the pair's, so the shares sum over the text to the
-    logits exactly.
+    A feature that is in a text has its scale as its value, however often it occurs, and a text's
+    values have length 1. Each occurrence has an equal part of its feature, and each token of an
+    n-gram an equal part of the occurrence, so the shares sum over the text to the logits exactly.
     """
 
-    def __init__(self, vocab_size: int, pairs: int, classes: int) -> None:
+    def __init__(self, vocab_size: int, ngrams: int, classes: int) -> None:
         super().__init__()
-        self.vocab_size, self.pairs = vocab_size, pairs
-        self.weight, self.idf = (
-            nn.Embedding.from_pretrained(torch.zeros(vocab_size + pairs, width), freeze=False)
+        self.vocab_size, self.ngrams = vocab_size, ngrams
+        self.weight, self.scale = (
+            nn.Embedding.from_pretrained(torch.zeros(vocab_size + ngrams, width), freeze=False)
             for width in (classes, 1)
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]
         is 1 on text. Padding holds exactly 0."""
-        mask = attention_mask.to(self.idf.weight.dtype)  # [B, S]
-        rows = self.features(input_ids)  # [B, 2, S]
-        same = (rows[..., None] == rows[:, :, None]).to(mask.dtype)  # [B, 2, S, S]
-        count = (same @ mask[:, None, :, None])[..., 0].clamp(min=1)  # [B, 2, S]
-        # What an occurrence has of its feature's tf-idf, before the text's length is known.
-        part = (1 + count.log()) / count * self.idf(rows)[..., 0]  # [B, 2, S]
-        length = (count * part.square() * mask[:, None]).sum(dim=(1, 2)).sqrt()  # [B]
-        part = part * mask[:, None] / length.clamp(min=1e-6)[:, None, None]
-        shares = part[..., None] * self.weight(rows)  # [B, 2, S, C]
-        token, half = shares[:, 0], shares[:, 1] / 2
-        # The first token's pair has no one before it to share with.
-        alone = torch.cat([half[:, :1], torch.zeros_like(half[:, 1:])], dim=1)
-        return token + half + F.pad(half[:, 1:], (0, 0, 0, 1)) + alone
+        length = input_ids.size(1)
+        mask = attention_mask.to(self.scale.weight.dtype)[:, None]  # [B, 1, S]
+        rows = self.features(input_ids)  # [B, N, S]
+        same = (rows[..., None] == rows[:, :, None]).to(mask.dtype)  # [B, N, S, S]
+        count = (same @ mask[..., None])[..., 0].clamp(min=1)  # [B, N, S]
+        scale = self.scale(rows)[..., 0]
+        norm = (scale.square() / count * mask).sum(dim=(1, 2)).sqrt()  # [B]
+        value = scale / count * mask / norm.clamp(min=1e-6)[:, None, None]  # [B, N, S]
+        # Before the second token stands one, before the third two: no one else to share with.
+        there = torch.arange(1, length + 1, device=input_ids.device)  # [S]
+        size = torch.stack([there.clamp(max=n) for n in range(1, ORDER + 1)])  # [N, S]
+        shares = (value / size)[..., None] * self.weight(rows)  # [B, N, S, C]
+        ahead = F.pad(shares, (0, 0, 0, ORDER - 1))  # [B, N, S + 2, C]
+        said = shares.sum(dim=1)  # [B, S, C]
+        for n in range(1, ORDER):  # n-grams that end n tokens further on
+            said = said + ahead[:, n:, n : n + length].sum(dim=1)
+        return said
 
     def features(self, input_ids: Tensor) -> Tensor:
-        """The rows of each token and of its pair, [B, 2, S]."""
-        paired = self.vocab_size + pair_rows(input_ids, self.pairs)
-        return torch.stack([input_ids, paired], dim=1)
+        """The rows of the tokens and of the n-grams that end in them, [B, N, S]."""
+        ngrams = self.vocab_size + ngram_rows(input_ids, self.ngrams)
+        return torch.cat([input_ids[:, None], ngrams], dim=1)

@@ -33,7 +33,7 @@ class NetworkConfig(BaseModel):
     max_tokens: int = 512
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    pairs: int = 2**18
+    ngrams: int = 2**18
 
 
 class TrainConfig(BaseModel):
@@ -68,7 +68,7 @@ class TrainConfig(BaseModel):
         None, ge=1, description="Stop here although the schedule goes on: a later stage follows."
     )
     linear_strength: float = Field(
-        1.0, gt=0, description="Inverse of the penalty on the linear part's weights (C)."
+        3.0, gt=0, description="Inverse of the penalty on the linear part's weights (C)."
     )
     baseline: bool = Field(True, description="Fit a linear model on the same rows to compare.")
     checkpoint_every_steps: int = Field(200, ge=1)

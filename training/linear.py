@@ -3,16 +3,20 @@
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.linear import LinearPart
+from model.linear import ORDER, LinearPart
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
 from training.regression import fit_logistic
+
+# Seen once more in each class than it was, so that what is rare counts little.
+SMOOTHING = 1.0
 
 
 class LinearClassifier(nn.Module):
@@ -29,12 +33,13 @@ class LinearClassifier(nn.Module):
 
         `strength` is the inverse of the penalty (C).
         """
-        part = LinearPart(config.vocab_size, config.pairs, config.classes)
-        counts = _counts(dataset, part)
-        scale = TfidfTransformer(sublinear_tf=True).fit(counts)
-        of_class, bias = fit_logistic(scale.transform(counts), dataset.targets, strength)
+        part = LinearPart(config.vocab_size, config.ngrams, config.classes)
+        present = presence(dataset, part)
+        scale = telling(present, dataset.targets)
+        values = normalize(present.multiply(scale).tocsr(), copy=False)
+        of_class, bias = fit_logistic(values, dataset.targets, strength)
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
-        part.idf.weight[:, 0] = torch.from_numpy(scale.idf_)
+        part.scale.weight[:, 0] = torch.from_numpy(scale)
         part.weight.weight[:] = torch.from_numpy(of_class.T)
         return linear
 
@@ -43,15 +48,29 @@ class LinearClassifier(nn.Module):
         return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
 
 
-def _counts(dataset: Dataset, part: LinearPart) -> csr_array:
-    """How often each row has each feature, [N, V + pairs]."""
-    # All texts as one, with padding before each, which is what its first token's pair is with.
-    ids = np.insert(dataset.ids.astype(np.int64), dataset.starts[:-1], PAD_ID)
-    rows = part.features(torch.from_numpy(ids)[None])[0].T.numpy()  # [S, 2]
-    features = rows[ids != PAD_ID].ravel()
-    counts = csr_array(
-        (np.ones(len(features), np.float32), features, 2 * dataset.starts),
-        shape=(len(dataset), part.vocab_size + part.pairs),
+def presence(dataset: Dataset, part: LinearPart) -> csr_array:
+    """Which features each row has: 1 where it does, [N, F]."""
+    # All texts as one, with padding before each, which is what its first n-grams begin with.
+    begin = np.repeat(dataset.starts[:-1], ORDER - 1)
+    ids = np.insert(dataset.ids.astype(np.int64), begin, PAD_ID)
+    rows = part.features(torch.from_numpy(ids)[None])[0].T.numpy()  # [S, N]
+    found = rows[ids != PAD_ID].ravel()
+    present = csr_array(
+        (np.ones(len(found), np.float32), found, ORDER * dataset.starts),
+        shape=(len(dataset), part.vocab_size + part.ngrams),
     )
-    counts.sum_duplicates()
-    return counts
+    present.sum_duplicates()
+    present.data[:] = 1
+    return present
+
+
+def telling(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """How much each feature tells of the class, [F], from present [N, F] and targets [N, C];
+    a class without rows is left out.
+
+    The log of its frequency in each class, and of these the standard deviation over the classes.
+    Of two classes that is half of the log-count ratio of Wang and Manning 2012, section 2.1: what
+    is as frequent in one class as in another has next to no value and so no weight worth having.
+    """
+    seen = present.T @ targets[:, targets.any(axis=0)] + SMOOTHING  # [F, C]
+    return np.log(seen / seen.sum(axis=0)).std(axis=1).astype(np.float32)

@@ -98,7 +98,7 @@ def fit(
     history = trainer(config, splits, encoded, network, identity, run, where).fit(display, watch)
     if not where.first:
         return None
-    if config.network.pairs:
+    if config.network.ngrams:
         display.say("fitting the linear part")
         network = with_linear_part(config, encoded, network, where)
     return finish(config, splits, encoded, network, history, out, where, display)
@@ -123,7 +123,7 @@ def untrained(
     network_config = ModelConfig(
         vocab_size=encoded.tokenizer.vocab_size,
         classes=len(splits.labels),
-        **config.network.model_dump() | {"pairs": 0},
+        **config.network.model_dump() | {"ngrams": 0},
     )
     torch.manual_seed(config.train.seed)
     network = TextClassifier(network_config)
@@ -168,7 +168,7 @@ def with_linear_part(
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
     has nothing to tell a linear part.
     """
-    shape = network.config.model_copy(update={"pairs": config.network.pairs})
+    shape = network.config.model_copy(update={"ngrams": config.network.ngrams})
     linear = LinearClassifier.fit(encoded.linear, shape, config.train.linear_strength)
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
     deep, wide = fit_shares(logits, encoded.truth, encoded.weights)

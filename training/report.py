@@ -71,8 +71,8 @@ def model_card(
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config
     beside = (
-        f", beside a linear part over tokens and {network.pairs:,} rows of hashed token pairs"
-        if network.pairs
+        f", beside a linear part over tokens and {network.ngrams:,} rows of hashed n-grams"
+        if network.ngrams
         else ""
     )
     lines = [

@@ -13,7 +13,7 @@ METRICS = {
     "calibration_error": "ece",
     "linear_accuracy": "linear_accuracy",
 }
-RUN = ("created", "code", "name", "version", "seed", "layers", "d_model", "pairs", "vocab_size")
+RUN = ("created", "code", "name", "version", "seed", "layers", "d_model", "ngrams", "vocab_size")
 COLUMNS = (*RUN, "set", "rows", *METRICS)
 
 

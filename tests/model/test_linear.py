@@ -1,71 +1,93 @@
 import pytest
 import torch
 
-from model.linear import AFTER, BEFORE, PRIME, LinearPart, pair_rows
+from model.linear import BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_rows
 from tests.networks import random_network
 
-SHAPE = {"classes": 2, "d_model": 24, "heads": 4, "d_ff": 32, "max_tokens": 16, "pairs": 64}
+SHAPE = {"classes": 2, "d_model": 24, "heads": 4, "d_ff": 32, "max_tokens": 16, "ngrams": 64}
 
 
-def test_a_row_is_chosen_by_a_token_and_the_one_before_it():
+def test_a_row_is_chosen_by_a_token_and_those_before_it():
     input_ids = torch.tensor([[5, 7, 5, 7], [7, 5, 0, 0]])
-    first, second = pair_rows(input_ids, 1000).tolist()
-    assert first[0] == 5 * AFTER % PRIME % 1000
-    assert first[1] == (5 * BEFORE + 7 * AFTER) % PRIME % 1000
-    assert first[3] == first[1]
-    assert second[1] == first[2]
-    assert second[1] != first[1], "order counts"
+    (pairs, triples), (others, _) = ngram_rows(input_ids, 1000).tolist()
+    assert pairs[0] == 5 * LAST % PRIME % 500
+    assert pairs[1] == (5 * BEFORE + 7 * LAST) % PRIME % 500
+    assert pairs[3] == pairs[1]
+    assert others[1] == pairs[2]
+    assert others[1] != pairs[1], "order counts"
+    assert triples[2] == 500 + ((7 * BEFORE + 5 * LAST) % PRIME * EARLIER + 5) % PRIME % 500
+    assert triples[3] != triples[1], "that one begins before the text"
 
 
-def test_pairs_of_common_tokens_seldom_share_a_row():
+@pytest.mark.parametrize("kind", [0, 1])
+def test_common_ngrams_seldom_share_a_row(kind):
     common = torch.arange(3, 103)
-    pairs = torch.cartesian_prod(common, common)  # 10,000, as ids of two tokens
-    found = pair_rows(pairs, 65_536)[:, 1].unique()
+    ngrams = torch.cartesian_prod(common, common)  # 10,000, as ids of two tokens
+    if kind == 1:
+        ngrams = torch.cat([ngrams[:, :1], ngrams], dim=1)
+    found = ngram_rows(ngrams, 2 * 65_536)[:, kind, -1].unique()
     assert len(found) > 9_000  # by chance 9,274
 
 
 def test_the_largest_ids_stay_within_63_bits():
-    largest = torch.tensor([[2**31 - 2, 2**31 - 2]])
-    expected = ((2**31 - 2) * (BEFORE + AFTER)) % PRIME % 99
-    assert pair_rows(largest, 99).tolist()[0][1] == expected
+    largest = 2**31 - 2
+    pair = largest * (BEFORE + LAST) % PRIME
+    found = ngram_rows(torch.full((1, 3), largest), 198)[0, :, 2].tolist()
+    assert found == [pair % 99, 99 + (pair * EARLIER + largest) % PRIME % 99]
 
 
 @pytest.fixture
 def part() -> LinearPart:
-    """Tokens 3 and 4 and any pair weigh in for one class; everything is as rare as the next."""
-    part = LinearPart(vocab_size=8, pairs=16, classes=1)
+    """Tokens 3 and 4 weigh in for one class; every feature has the same scale."""
+    part = LinearPart(vocab_size=8, ngrams=1000, classes=1)
     with torch.no_grad():
-        part.idf.weight.fill_(1.0)
+        part.scale.weight.fill_(1.0)
         part.weight.weight.zero_()
-        part.weight.weight[3], part.weight.weight[4] = 2.0, -4.0
+        part.weight.weight[3], part.weight.weight[4] = 6.0, -12.0
     return part
 
 
 def test_literal_shares(part):
-    shares = part(torch.tensor([[3, 4, 0]]), torch.tensor([[1, 1, 0]]))
-    # Two tokens and two pairs, each once: the length is √4.
-    assert shares[..., 0].tolist() == [[1.0, -2.0, 0.0]]
+    shares = part(torch.tensor([[3, 4, 5, 0]]), torch.tensor([[1, 1, 1, 0]]))
+    # Three tokens, pairs and triples, each once: the norm is 3.
+    assert shares[..., 0].tolist() == [[2.0, -4.0, 0.0, 0.0]]
 
 
-def test_a_token_said_often_counts_less_each_time(part):
-    often = torch.tensor([[3, 3, 3, 3]])
+def test_a_token_said_often_counts_once(part):
     with torch.no_grad():
-        part.idf.weight[8:].zero_()  # no pairs
-    shares = part(often, torch.ones_like(often))
-    assert torch.allclose(shares[..., 0], torch.full((1, 4), 0.5)), (
-        "a text of one word has length 1"
-    )
+        part.scale.weight[8:].zero_()  # no n-grams
+    often = part(torch.tensor([[3, 3, 3, 4]]), torch.ones(1, 4))[0, :, 0]
+    assert torch.allclose(often * 2**0.5, torch.tensor([2.0, 2.0, 2.0, -12.0]))
 
 
-def test_each_token_of_a_pair_has_half_of_what_it_says(part):
+def test_each_token_of_an_ngram_has_an_equal_part_of_what_it_says(part):
     ids = torch.tensor([[5, 6, 7]])
-    first, second, third = (8 + pair_rows(ids, 16)[0]).tolist()
-    assert len({first, second, third}) == 3
+    pairs, triples = (8 + ngram_rows(ids, 1000)[0]).tolist()
+    assert len({*pairs, *triples}) == 6
     with torch.no_grad():
-        part.idf.weight[:8].zero_()  # no tokens
-        part.weight.weight[first], part.weight.weight[second] = 6.0, 2.0
-    shares = part(ids, torch.ones_like(ids))[0, :, 0] * 3**0.5
-    assert torch.allclose(shares, torch.tensor([7.0, 1.0, 0.0])), "the first has no one before it"
+        part.scale.weight[:8].zero_()  # no tokens
+        for row, weight in zip((*pairs, *triples), (5.0, 2.0, 0.0, 7.0, 4.0, 9.0), strict=True):
+            part.weight.weight[row] = weight
+    shares = part(ids, torch.ones_like(ids))[0, :, 0] * 6**0.5
+    # The first has no one before it, the second one.
+    expected = [5 + 2 / 2 + 7 + 4 / 2 + 9 / 3, 2 / 2 + 4 / 2 + 9 / 3, 9 / 3]
+    assert torch.allclose(shares, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+def test_shares_are_what_a_sum_over_features_says(length):
+    """Slow: every feature of the text by itself."""
+    part = LinearPart(vocab_size=8, ngrams=20, classes=2)
+    with torch.no_grad():
+        part.scale.weight.uniform_(generator=torch.Generator().manual_seed(1))
+        part.weight.weight.normal_(generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([[3, 4, 3, 4, 5, 3, 4]])[:, :length]
+    rows = part.features(ids)[0].unique()
+    values = part.scale.weight[rows, 0]
+    expected = (values / values.norm()) @ part.weight.weight[rows]
+    found = part(ids, torch.ones_like(ids))
+    assert found.shape == (1, length, 2)
+    assert torch.allclose(found.sum(dim=1)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [0, 2])
@@ -89,5 +111,5 @@ def test_the_account_with_a_linear_part_is_complete():
     for shares in (explanation.evidence, explanation.contributions):
         total = shares.sum(dim=1) + network.head.bias
         assert torch.allclose(total, explanation.logits, atol=1e-5)
-    without = random_network(layers=2, **SHAPE | {"pairs": 0}).eval()
-    assert (without(ids, mask) - explanation.logits).abs().min() > 1e-3, "it does say something"
+    without = random_network(layers=2, **SHAPE | {"ngrams": 0}).eval()
+    assert (without(ids, mask) - explanation.logits).abs().max() > 0.05, "it does say something"

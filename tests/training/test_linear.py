@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
 
 from model.config import ModelConfig
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import LinearClassifier, _counts
+from training.linear import LinearClassifier, presence, telling
 
 VOCABULARY = 30
 
@@ -24,32 +26,41 @@ def rows(targets: np.ndarray, seed: int = 0) -> Dataset:
     return Dataset.encode(encodings, targets.astype(np.float32))
 
 
-def config(classes: int, pairs: int = 50_000) -> ModelConfig:
-    return ModelConfig(vocab_size=VOCABULARY, classes=classes, pairs=pairs, max_tokens=64)
+def config(classes: int, ngrams: int = 50_000) -> ModelConfig:
+    return ModelConfig(vocab_size=VOCABULARY, classes=classes, ngrams=ngrams, max_tokens=64)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_answers_as_the_library_does_over_the_same_features(classes):
     dataset = rows(np.eye(classes)[np.arange(60) % classes])
     linear = LinearClassifier.fit(dataset, config(classes), 1.0)
-    counts = _counts(dataset, linear.part)
-    scale = TfidfTransformer(sublinear_tf=True)
+    present = presence(dataset, linear.part)
+    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr())
     library = LogisticRegression(solver="newton-cg", tol=1e-4)
-    library.fit(scale.fit_transform(counts), dataset.labels)
+    library.fit(values, dataset.labels)
     logits = predict(linear, dataset, torch.device("cpu"))
     probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
-    expected = library.predict_proba(scale.transform(counts))
+    expected = library.predict_proba(values)
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert (logits.argmax(1) == dataset.labels).mean() > 0.9
 
 
-def test_features_are_tokens_and_neighbours():
+def test_features_are_tokens_and_ngrams_of_up_to_three():
     dataset = rows(np.eye(2)[np.arange(20) % 2])
-    counts = _counts(dataset, LinearClassifier.fit(dataset, config(2), 1.0).part)
+    present = presence(dataset, LinearClassifier.fit(dataset, config(2), 1.0).part)
     texts = [" ".join(f"w{i}" for i in dataset.ids[a:b]) for a, b in _spans(dataset)]
-    words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, norm=None).fit_transform(texts)
-    # The library has no pair with the beginning of a text.
-    assert (np.sort(counts.sum(axis=1)) == np.sort(np.asarray(words.sum(axis=1)).ravel() + 1)).all()
+    words = CountVectorizer(ngram_range=(1, 3), binary=True).fit_transform(texts)
+    # The library has no n-grams with the beginning of a text: a pair and two triples.
+    assert (present.sum(axis=1) == words.sum(axis=1).A1 + 3).all()
+    assert set(present.data) == {1}
+
+
+def test_what_tells_nothing_of_the_class_has_no_scale():
+    present = csr_array(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]], "f4"))
+    targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], "f4")  # none of a third class
+    # Seen once more in each: 3, 3, 1, 1 of 8 and 3, 1, 2, 1 of 7.
+    expected = np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 7 / 8])) / 2
+    np.testing.assert_allclose(telling(present, targets), expected, rtol=1e-6)
 
 
 def test_a_graded_row_counts_in_each_class():

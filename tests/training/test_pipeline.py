@@ -77,7 +77,7 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
     config = RunConfig.model_validate(
         {
             "sources": [{"name": "s", "path": "-"}],
-            "network": SHAPE | {"pairs": 64},
+            "network": SHAPE | {"ngrams": 64},
             "train": {"crop_tokens": 16},
         }
     )

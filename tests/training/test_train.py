@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
 SMALL = [
     "network.d_model=16", "network.heads=2", "network.d_ff=16", "network.max_tokens=32",
-    "network.pairs=64",
+    "network.ngrams=64",
     "train.vocab_size=200", "train.max_batch_tokens=128", "train.crop_tokens=32",
     "train.checkpoint_every_steps=1", "train.epochs=3", "train.patience=9",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def run(bench: Bench) -> Result:
     """Tokens of training in a second, in turns."""
     name, folder = bench.first
     bundle = read_bundle(folder)
-    config = bundle.manifest.config.model_copy(update={"pairs": 0, "dropout": 0.1})
+    config = bundle.manifest.config.model_copy(update={"ngrams": 0, "dropout": 0.1})
     device = torch.device(bench.options.device)
     phases: dict[Key, Phase] = {}
     for load, lengths in LOADS.items():
