@@ -18,6 +18,8 @@ from model.classifier import TextClassifier
 
 OPSET, IR_VERSION = 20, 10
 SHAPES = ((1, 1), (1, 2), (1, 7), (3, 5), (2, 33), (8, 64))  # B, S
+# How the names of the network's weights begin and end; what it keeps beside them.
+OWN, TURNED, HALVED, ANGLES = "network.", ".T", ".half", ("cos", "sin")
 SMALLEST_HALVED = 1024  # below this many elements, halving a tensor saves nothing worth a node
 
 
@@ -75,10 +77,24 @@ def export(network: TextClassifier, temperature: float, *, half_weights: bool) -
     graph = onnx.load_from_string(_bytes(program.model_proto))
     graph.ir_version = IR_VERSION
     _forget_origins(graph)
+    _name_turned(graph, network)
     if half_weights:
         store_halved(graph)
     onnx.checker.check_model(graph, full_check=True)
     return graph
+
+
+def exported_weights(graph: onnx.ModelProto) -> dict[str, Tensor]:
+    """The network's weights, by the names that they have there, as `export` wrote them."""
+    found = {}
+    for tensor in graph.graph.initializer:
+        name = tensor.name.removesuffix(HALVED)
+        if name.startswith(OWN) and name.removeprefix(OWN) not in ANGLES:
+            value = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+            if name.endswith(TURNED):
+                name, value = name.removesuffix(TURNED), value.T
+            found[name.removeprefix(OWN)] = value
+    return found
 
 
 def _bytes(proto: onnx.ModelProto) -> bytes:
@@ -104,6 +120,22 @@ def _forget_origins(graph: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
 
 
+def _name_turned(graph: onnx.ModelProto, network: TextClassifier) -> None:
+    """Name the matrices that the exporter has transposed, and named anew, after what they were."""
+    turned = {
+        parameter.detach().T.contiguous().numpy().tobytes(): f"{OWN}{name}{TURNED}"
+        for name, parameter in network.named_parameters()
+        if parameter.dim() == 2
+    }
+    names = {}
+    for tensor in graph.graph.initializer:
+        if not tensor.name.startswith(OWN):
+            values = numpy_helper.to_array(tensor).tobytes()
+            names[tensor.name] = tensor.name = turned.pop(values, tensor.name)
+    for node in graph.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def store_halved(graph: onnx.ModelProto) -> None:
     """Store large float32 initialisers, where that loses nothing, as float16 in place, each behind
     a cast that loading folds away."""
@@ -116,10 +148,10 @@ def store_halved(graph: onnx.ModelProto) -> None:
         if not np.array_equal(halved.astype(np.float32), values):
             continue  # a constant that is no weight of the network, such as the rotary angles
         name = tensor.name
-        graph.graph.initializer[index].CopyFrom(numpy_helper.from_array(halved, f"{name}.half"))
+        graph.graph.initializer[index].CopyFrom(numpy_helper.from_array(halved, name + HALVED))
         casts.append(
             helper.make_node(
-                "Cast", [f"{name}.half"], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT
+                "Cast", [name + HALVED], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT
             )
         )
     nodes = list(graph.graph.node)

@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from model.bundle import About, Bundle, check_place, sha256, write_bundle
+from model.bundle import (
+    GRAPH,
+    MANIFEST,
+    About,
+    Bundle,
+    BundleError,
+    check_place,
+    read_bundle,
+    sha256,
+    write_bundle,
+)
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -25,11 +35,11 @@ from training.calibrate import Weights, abstention_threshold, alike, fit_shares,
 from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
-from training.export import check_parity, export, halve_weights
+from training.export import check_parity, export, exported_weights, halve_weights
 from training.linear import LinearClassifier
 from training.progress import Display
 from training.splits import Splits, prepare
-from training.train import Ranks, Trainer, Watch
+from training.train import BEST, Ranks, Trainer, Watch
 from training.vectors import token_vectors
 
 # Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
@@ -76,9 +86,9 @@ def fit(
 ) -> Bundle | None:
     """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
 
-    `start` is the run folder of an earlier stage, whose tokenizer and best weights this one begins
-    with; `watch` follows the evaluations. Returns the bundle in the first process, None in the
-    others.
+    `start` is the run folder of an earlier stage, or a bundle, whose tokenizer and weights this one
+    begins with; `watch` follows the evaluations. Returns the bundle in the first process, None in
+    the others.
     """
     check_place(out)
     run.mkdir(parents=True, exist_ok=True)
@@ -90,7 +100,7 @@ def fit(
     network = untrained(config, splits, encoded, vectors=alone)
     identity = config.fingerprint
     if start is not None:
-        identity += _begin_with(network, start / "best.pt")
+        identity += _begin_with(network, start)
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
@@ -274,15 +284,16 @@ def code_identity() -> str:
     return f"{version}+{commit}"
 
 
-def _begin_with(network: TextClassifier, path: Path) -> str:
-    """Load the weights of an earlier stage, but for a head of other classes; returns what
-    identifies them.
+def _begin_with(network: TextClassifier, start: Path) -> str:
+    """Load the weights of an earlier stage or of a bundle, but for a head of other classes; returns
+    what identifies them.
 
     Layers that the earlier stage had not are added silent, their residual branches at zero as in
     Fixup (Zhang, Dauphin and Ma 2019), so that the network begins as what it grew from.
     """
+    path = start / (GRAPH if (start / MANIFEST).is_file() else BEST)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = _weights(start)
         for number, layer in enumerate(network.encoder.stack()):
             place = f"encoder.layers.{number}."
             if not any(name.startswith(place) for name in weights):
@@ -292,9 +303,19 @@ def _begin_with(network: TextClassifier, path: Path) -> str:
         if weights["head.bias"].shape != network.head.bias.shape:
             weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
         network.load_state_dict(weights)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, BundleError) as error:
         raise ConfigError(f"{path}: no weights for this network: {error}") from error
     return f"-{sha256(path.read_bytes())[:16]}"
+
+
+def _weights(start: Path) -> dict[str, Tensor]:
+    """By name, of a run folder the best so far; of a bundle all but its linear part, which is
+    fitted to the rows at hand."""
+    if not (start / MANIFEST).is_file():
+        best: dict[str, Tensor] = torch.load(start / BEST, map_location="cpu", weights_only=True)
+        return best
+    found = exported_weights(read_bundle(start).graph)
+    return {name: value for name, value in found.items() if not name.startswith("linear.")}
 
 
 def _begin_with_vectors(

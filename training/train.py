@@ -21,7 +21,7 @@ from training.evaluate import predict
 from training.objectives import classification_loss, drop_tokens
 from training.progress import Display, Meter
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
 TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
 
 # Is given a run's history after each evaluation; what it raises ends the run.
@@ -131,7 +131,7 @@ class Trainer:
     @property
     def best(self) -> Path:
         """Where the weights to keep are, so far: those of the best evaluation or of the last."""
-        return self.run / "best.pt"
+        return self.run / BEST
 
     def fit(self, display: Display, watch: Watch | None = None) -> list[dict[str, float]]:
         """Train to the end or to no more gain; the network then holds the weights to keep.

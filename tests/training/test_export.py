@@ -1,9 +1,10 @@
 import onnx
 import pytest
+import torch
 
 from model.classifier import TextClassifier
 from tests.networks import random_network
-from training.export import ExportError, check_parity, export, halve_weights
+from training.export import ExportError, check_parity, export, exported_weights, halve_weights
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def test_large_weights_are_stored_in_half(graph):
     halved = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
     assert len(halved) >= 10
     assert graph.ir_version <= 13
+
+
+def test_weights_are_found_again_under_their_names(graph, network):
+    found, own = exported_weights(graph), network.state_dict()
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
 
 
 def test_nothing_of_the_exporting_machine_is_kept(graph):
