@@ -59,7 +59,7 @@ def test_what_tells_nothing_of_the_class_has_no_scale():
     present = csr_array(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]], "f4"))
     targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], "f4")  # none of a third class
     # Seen once more in each: 3, 3, 1, 1 of 8 and 3, 1, 2, 1 of 7.
-    expected = np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 7 / 8])) / 2
+    expected = np.sqrt(np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 7 / 8])) / 2)
     np.testing.assert_allclose(telling(present, targets), expected, rtol=1e-6)
 
 
