@@ -71,7 +71,7 @@ def telling(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray
     The log of its frequency in each class, of these the standard deviation over the classes, and of
     that the square root. Of two classes the deviation is half of the log-count ratio of Wang and
     Manning 2012, section 2.1: what is as frequent in one class as in another has next to no value,
-    and so no weight worth having. The root leaves more to the fit: over texts of several kinds, what
+    and so no weight worth having. The root leaves more to the fit: of texts of several kinds, what
     tells in one need not tell in another.
     """
     seen = present.T @ targets[:, targets.any(axis=0)] + SMOOTHING  # [F, C]
