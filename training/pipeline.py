@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from model.bundle import (
-    GRAPH,
-    MANIFEST,
-    About,
-    Bundle,
-    BundleError,
-    check_place,
-    read_bundle,
-    sha256,
-    write_bundle,
-)
+from model.bundle import About, Bundle, check_place, write_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -32,15 +22,15 @@ from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
 from training.calibrate import Weights, abstention_threshold, alike, fit_shares, fit_temperature
-from training.config import ConfigError, RunConfig
+from training.config import RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
-from training.export import check_parity, export, exported_weights, halve_weights
+from training.export import check_parity, export, halve_weights
+from training.initial import begin_with, begin_with_vectors
 from training.linear import LinearClassifier
 from training.progress import Display
 from training.splits import Splits, prepare
-from training.train import BEST, Ranks, Trainer, Watch
-from training.vectors import token_vectors
+from training.train import Ranks, Trainer, Watch
 
 # Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
 TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
@@ -100,7 +90,7 @@ def fit(
     network = untrained(config, splits, encoded, vectors=alone)
     identity = config.fingerprint
     if start is not None:
-        identity += _begin_with(network, start)
+        identity += begin_with(network, start)
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
@@ -138,7 +128,7 @@ def untrained(
     torch.manual_seed(config.train.seed)
     network = TextClassifier(network_config)
     if config.train.token_vectors and vectors:
-        _begin_with_vectors(
+        begin_with_vectors(
             network, encoded.train, splits.unlabelled, encoded.tokenizer, config.train.seed
         )
     return network
@@ -282,57 +272,6 @@ def code_identity() -> str:
     except (OSError, subprocess.CalledProcessError):
         return version
     return f"{version}+{commit}"
-
-
-def _begin_with(network: TextClassifier, start: Path) -> str:
-    """Load the weights of an earlier stage or of a bundle, but for a head of other classes; returns
-    what identifies them.
-
-    Layers that the earlier stage had not are added silent, their residual branches at zero as in
-    Fixup (Zhang, Dauphin and Ma 2019), so that the network begins as what it grew from.
-    """
-    path = start / (GRAPH if (start / MANIFEST).is_file() else BEST)
-    try:
-        weights = _weights(start)
-        for number, layer in enumerate(network.encoder.stack()):
-            place = f"encoder.layers.{number}."
-            if not any(name.startswith(place) for name in weights):
-                nn.init.zeros_(layer.attention.out_proj.weight)
-                nn.init.zeros_(layer.feed_forward.down_proj.weight)
-                weights |= {place + name: value for name, value in layer.state_dict().items()}
-        if weights["head.bias"].shape != network.head.bias.shape:
-            weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
-        network.load_state_dict(weights)
-    except (OSError, RuntimeError, KeyError, BundleError) as error:
-        raise ConfigError(f"{path}: no weights for this network: {error}") from error
-    return f"-{sha256(path.read_bytes())[:16]}"
-
-
-def _weights(start: Path) -> dict[str, Tensor]:
-    """By name, of a run folder the best so far; of a bundle all but its linear part, which is
-    fitted to the rows at hand."""
-    if not (start / MANIFEST).is_file():
-        best: dict[str, Tensor] = torch.load(start / BEST, map_location="cpu", weights_only=True)
-        return best
-    found = exported_weights(read_bundle(start).graph)
-    return {name: value for name, value in found.items() if not name.startswith("linear.")}
-
-
-def _begin_with_vectors(
-    network: TextClassifier,
-    train: Dataset,
-    unlabelled: list[str],
-    tokenizer: Tokenizer,
-    seed: int,
-) -> None:
-    """Give the embedding what co-occurrence knows; tokens that it does not know stay as drawn."""
-    encodings = tokenizer.encode_batch(unlabelled, offsets=False)
-    more = Dataset.encode(encodings, np.zeros((len(unlabelled), network.config.classes), "f4"))
-    vectors, known = token_vectors(
-        train.joined(more), network.config.vocab_size, network.config.d_model, seed
-    )
-    with torch.no_grad():
-        network.embedding.weight[torch.from_numpy(known)] = torch.from_numpy(vectors[known])
 
 
 def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokenizer:

@@ -1,84 +1,19 @@
-"""One run begins with the weights of another."""
-
-from pathlib import Path
+"""One run, step by step."""
 
 import numpy as np
 import pytest
 import torch
 
-from model.bundle import read_bundle
 from model.tokenizer import Encoding
-from tests.conftest import TINY, source
 from tests.networks import random_network
 from training.batches import Dataset
-from training.config import ConfigError, RunConfig, load_config
+from training.config import RunConfig
 from training.data import Rows
 from training.evaluate import predict
-from training.export import exported_weights
-from training.pipeline import Encoded, _begin_with, _sample, fit, with_linear_part
-from training.progress import Display
+from training.pipeline import Encoded, _sample, with_linear_part
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    torch.save(random_network(classes=2, **SHAPE).state_dict(), tmp_path / "best.pt")
-    return tmp_path
-
-
-@pytest.mark.parametrize(("classes", "same_head"), [(2, True), (3, False)])
-def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classes, same_head):
-    network = random_network(classes=classes, **SHAPE)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(1.0)
-    drawn = network.head.bias.clone()
-    _begin_with(network, stage)
-    before = random_network(classes=2, **SHAPE)
-    assert torch.equal(network.embedding.weight, before.embedding.weight)
-    assert torch.equal(network.pooling.v_proj.weight, before.pooling.v_proj.weight)
-    expected = before.head.bias if same_head else drawn
-    assert torch.equal(network.head.bias, expected)
-
-
-@pytest.mark.parametrize("layers", [0, 1])
-def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers):
-    before = random_network(classes=2, **SHAPE | {"layers": layers})
-    torch.save(before.state_dict(), tmp_path / "best.pt")
-    network = random_network(classes=2, **SHAPE)
-    _begin_with(network, tmp_path)
-    input_ids = torch.tensor([[5, 7, 9, 11], [4, 8, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    assert torch.equal(network(input_ids, mask), before(input_ids, mask))
-    network(input_ids, mask).sum().backward()
-    new = network.encoder.layers[-1]
-    assert (new.attention.out_proj.weight.grad != 0).any()
-    assert (new.feed_forward.down_proj.weight.grad != 0).any()
-
-
-def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(tiny_bundle, tmp_path):
-    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
-    frozen = {"train.epochs": 1, "train.learning_rate": 1e-9, "network.ngrams": 0}
-    config = load_config(None, TINY | rows | frozen | {"exclude_held_out": False})
-    where = Ranks(0, 1, torch.device("cpu"))
-    paths = Path(), tmp_path / "run", tmp_path / "bundle"
-    again = fit(config, *paths, where, Display(quiet=True), start=tiny_bundle)
-    before = read_bundle(tiny_bundle)
-    assert again.tokenizer.to_json() == before.tokenizer.to_json()
-    deep, whole = exported_weights(again.graph), exported_weights(before.graph)
-    assert whole.keys() - deep.keys() == {"linear.weight.weight", "linear.scale.weight"}
-    for name, weights in deep.items():
-        torch.testing.assert_close(weights, whole[name], atol=1e-4, rtol=1e-3)
-
-
-def test_weights_of_another_network_are_refused(stage, tmp_path):
-    wider = random_network(classes=2, **SHAPE | {"d_ff": 48})
-    with pytest.raises(ConfigError, match=r"best\.pt: no weights for this network"):
-        _begin_with(wider, stage)
-    with pytest.raises(ConfigError, match=r"none/best\.pt: no weights for this network"):
-        _begin_with(wider, tmp_path / "none")
 
 
 def test_a_linear_part_joins_with_the_share_that_it_earns():
