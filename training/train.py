@@ -155,8 +155,11 @@ class Trainer:
                 for batch in self.batches.iterate(progress.epoch, progress.batch):
                     self._step(batch, steps, meter)
                     bar.advance(meter)
-                    epoch_ends = progress.batch == lengths[progress.epoch]
-                    if progress.batch % evaluate_every == 0 or epoch_ends:
+                    ends = (
+                        progress.batch == lengths[progress.epoch]
+                        or progress.step == self.config.max_steps
+                    )
+                    if progress.batch % evaluate_every == 0 or ends:
                         self._evaluate(steps, meter, display)
                         if watch is not None:
                             watch(progress.history)

@@ -56,7 +56,7 @@ def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers)
 
 def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(tiny_bundle, tmp_path):
     rows = {"sources": [source()], "validation": [source()], "test": [source()]}
-    frozen = {"train.epochs": 1, "train.learning_rate": 1e-9, "network.ngrams": 0}
+    frozen = {"train.max_steps": 1, "train.learning_rate": 1e-9, "network.ngrams": 0}
     config = load_config(None, TINY | rows | frozen | {"exclude_held_out": False})
     where = Ranks(0, 1, torch.device("cpu"))
     paths = Path(), tmp_path / "run", tmp_path / "bundle"
