@@ -59,6 +59,7 @@ async def test_calls_under_way_end_with_the_bundle_they_began_with(server, stub,
         return run(*arguments)
 
     server._engine._backend.run = wait
+    server._engine._backend.prompt = False  # or the loop, held, would hold the test as well
     under_way = asyncio.ensure_future(stub.Classify(pb.ClassifyRequest(texts=["good " * 60] * 9)))
     await asyncio.to_thread(held.entered.acquire)
     replace(folder)
