@@ -14,7 +14,7 @@ from model.faults import faults
 from training.data import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-TABLES = ("sources", "unlabelled", "validation", "test")
+TABLES = ("sources", "unlabelled", "translated", "validation", "test")
 
 
 class ConfigError(ValueError):
@@ -84,6 +84,28 @@ class UnlabelledConfig(SourceConfig):
     )
 
 
+class TranslatedConfig(BaseModel):
+    """A source once more, word for word in another language (`training.translation`)."""
+
+    model_config = _FROZEN
+
+    name: str
+    source: str = Field(description="Name of the source; its rows keep their labels.")
+    aligned: tuple[str, str] = Field(
+        description="Two files with a column `text`, row by row of the same meaning; the second is "
+        "in the language to come."
+    )
+    language: str
+    epochs: float = Field(1.0, ge=0, description="As of a source.")
+    stage: int = Field(1, ge=1, description="As of a source.")
+    linear: float = Field(1.0, ge=0, description="As of a source.")
+
+    def of(self, source: SourceConfig) -> SourceConfig:
+        """The source that comes of it."""
+        own = self.model_dump(include={"name", "language", "epochs", "stage", "linear"})
+        return source.model_copy(update=own | {"origin": f"{source.origin} (word for word)"})
+
+
 class RunConfig(BaseModel):
     """One run, from rows to bundle. `sources` come in order of trust: of a text that occurs in two,
     the first is kept."""
@@ -107,6 +129,7 @@ class RunConfig(BaseModel):
     unlabelled: tuple[UnlabelledConfig, ...] = Field(
         (), description="Texts whose label column, if any, is not looked at."
     )
+    translated: tuple[TranslatedConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     test: tuple[SourceConfig, ...] = ()
 
@@ -123,6 +146,12 @@ class RunConfig(BaseModel):
                 raise ValueError(
                     f"{source.name}: teacher={unknown} is no source with labels of its own; there "
                     f"are {sorted(own)}"
+                )
+        names = [source.name for source in self.sources]
+        for one in self.translated:
+            if one.source not in names:
+                raise ValueError(
+                    f"{one.name}: source={one.source!r} is none of the sources {sorted(names)}"
                 )
         for key in ("epochs", "linear"):
             if not any(getattr(source, key) for source in self.sources):

@@ -19,6 +19,7 @@ from training.formats import DataError, read_file, read_hub
 KEY_MIN_WORDS = 4  # shorter texts are stock phrases; they coincide without leaking
 MAX_DISCOVERED = 256
 MAX_LABEL_CHARACTERS = 64  # as in the manifest
+PLACE = "{text}"  # where a frame says the text
 
 Shares = Mapping[str, float]  # by class, sums to 1
 
@@ -51,6 +52,12 @@ class SourceConfig(BaseModel):
     unit: Literal["text", "sentences"] = Field(
         "text", description="'sentences': each sentence under its text's label (weak labels)."
     )
+    matching: str | None = Field(
+        None, description="Use only the texts that this regular expression matches as a whole."
+    )
+    frames: tuple[str, ...] = Field(
+        (), description="Sentences that say each text at their {text}, and stand for it."
+    )
     teacher: tuple[str, ...] = Field(
         (),
         description="Sources whose linear model labels these texts; where they have labels, both "
@@ -78,6 +85,23 @@ class SourceConfig(BaseModel):
         if (self.path is None) == (self.hub is None):
             raise ValueError(f"{self.name}: give one of path and hub")
         return self
+
+    @field_validator("matching")
+    @classmethod
+    def _expression(cls, matching: str | None) -> str | None:
+        try:
+            re.compile(matching or "")
+        except re.error as error:
+            raise ValueError(f"{matching!r} is no regular expression: {error}") from error
+        return matching
+
+    @field_validator("frames")
+    @classmethod
+    def _with_a_place(cls, frames: tuple[str, ...]) -> tuple[str, ...]:
+        for frame in frames:
+            if frame.count(PLACE) != 1:
+                raise ValueError(f"{frame!r}: {PLACE} has to be in it, once")
+        return frames
 
     @field_validator("labels")
     @classmethod
@@ -117,11 +141,15 @@ class Rows:
 
 
 def read_rows(
-    source: SourceConfig, labels: tuple[str, ...] | None, base: Path
+    source: SourceConfig,
+    labels: tuple[str, ...] | None,
+    base: Path,
+    held_out: frozenset[str] = frozenset(),
 ) -> tuple[Rows, tuple[str, ...], dict[str, int]]:
     """All usable rows of a source, the labels in class order, and what was dropped, by reason.
 
-    Paths are relative to `base`. Where `labels` is None they are the distinct ones found, sorted.
+    Paths are relative to `base`. Texts whose key is in `held_out` are dropped, and all that would
+    be made of them. Where `labels` is None they are the distinct ones found, sorted.
     Raises `DataError` on anything that is not a table of at least two known labels.
     """
     where = _where(source, base)
@@ -139,13 +167,17 @@ def read_rows(
             reason = f"; known are {known}" if known else ": a label cannot be blank"
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
         text = _tidied(source, text)
-        pieces = sentences(text) if source.unit == "sentences" else [text]
-        for piece in pieces:
+        whole = excluded(text, held_out)
+        for piece in sentences(text) if source.unit == "sentences" else [text]:
             if not piece:
                 dropped["blank"] += 1
-                continue
-            texts.append(piece)
-            shares.append(share)
+            elif source.matching is not None and not re.fullmatch(source.matching, piece):
+                dropped["not matching"] += 1
+            elif whole or (piece != text and excluded(piece, held_out)):
+                dropped["held-out"] += 1
+            else:
+                texts += [frame.replace(PLACE, piece) for frame in source.frames or (PLACE,)]
+                shares += [share] * (len(texts) - len(shares))
         if source.limit is not None and len(texts) >= source.limit:
             break
     if not texts:
@@ -167,6 +199,18 @@ def read_rows(
         languages=np.full(len(texts), source.language),
     )
     return rows, classes, dict(dropped)
+
+
+def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
+    """Texts and their translations out of two files with as many rows. Raises `DataError`."""
+    columns = [
+        [text for _, text, _ in _records(SourceConfig(name=file, path=file, label="text"), base)]
+        for file in files
+    ]
+    one, other = map(len, columns)
+    if one != other:
+        raise DataError(f"{files[0]} has {one} rows, {files[1]} has {other}: they are not aligned")
+    return list(zip(*columns, strict=True))
 
 
 def read_texts(source: SourceConfig, base: Path) -> list[str]:
@@ -233,12 +277,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         sources=np.concatenate([part.sources for part in parts]),
         languages=np.concatenate([part.languages for part in parts]),
     )
-
-
-def exclude(rows: Rows, keys: frozenset[str]) -> tuple[Rows, int]:
-    """Rows whose text is not among `keys`, and how many are left out; short texts stay."""
-    keep = np.array([not excluded(text, keys) for text in rows.texts], dtype=bool)
-    return rows.take(keep), int((~keep).sum())
 
 
 def excluded(text: str, keys: frozenset[str]) -> bool:

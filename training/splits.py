@@ -14,8 +14,8 @@ from training.data import (
     SourceConfig,
     concatenate,
     deduplicate,
-    exclude,
     excluded,
+    read_aligned,
     read_keys,
     read_rows,
     read_texts,
@@ -24,6 +24,7 @@ from training.data import (
 )
 from training.progress import Display
 from training.teacher import Teacher
+from training.translation import Lexicon
 
 FEW_ROWS = 1_000  # fewer teach little more than which words are good and bad
 MOST_OF_ONE_CLASS = 0.8
@@ -54,16 +55,13 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
 
     No text of a held-out set is trained on, whether labelled, unlabelled or listed only by key.
     """
-    labels, rows, repeated = _read_sources(config, base, display)
-    validation = _read_sets(config.validation, labels, base, display)
-    test = _read_sets(config.test, labels, base, display)
     keys = read_keys(base / config.exclude_keys) if config.exclude_keys else frozenset()
     if config.exclude_held_out:
-        for part in (*validation.values(), *test.values()):
-            keys |= {row_key(text) for text in part.texts}
-    rows, leaking = exclude(rows, keys)
-    if leaking:
-        display.say(f"{leaking:,} rows left out: their texts are held out")
+        for source in (*config.validation, *config.test):
+            keys |= {row_key(text) for text in read_texts(source, base)}
+    labels, rows, repeated = _read_sources(config, base, keys, display)
+    validation = _read_sets(config.validation, labels, base, display)
+    test = _read_sets(config.test, labels, base, display)
     shares = (
         0.0 if validation else config.validation_share,
         0.0 if test else config.test_share,
@@ -85,16 +83,21 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         texts = [text for text in read_texts(source, base) if not excluded(text, keys)]
         display.say(f"{source.name}: {len(texts):,} unlabelled texts")
         if source.teacher:
-            taught.append(exclude(teachers.label(source, number, texts), keys)[0])
+            of_source = teachers.label(source, number, texts)
+            left = [not excluded(text, keys) for text in of_source.texts]
+            taught.append(of_source.take(np.array(left, dtype=bool)))
         else:
             unlabelled += texts
+    translated = _translated_sources(config)
+    taught += _translated(config, taught[0], keys, base, display)
     train = concatenate(taught)
-    weights = np.array([one.linear for one in config.sources] + [0] * len(config.unlabelled), "f4")
+    weights = [source.linear for source in config.sources] + [0.0] * len(config.unlabelled)
+    weights += [source.linear for source in translated]
     return Splits(
         labels=labels,
-        sources=(*config.sources, *config.unlabelled),
+        sources=(*config.sources, *config.unlabelled, *translated),
         train=train,
-        linear=weights[train.sources],
+        linear=np.array(weights, "f4")[train.sources],
         unlabelled=unlabelled,
         validation=validation,
         test=test,
@@ -149,6 +152,37 @@ class _Teachers:
         self.display.say(f"{source.name}: {count:,} labelled by a linear model of {source.teacher}")
 
 
+def _translated_sources(config: RunConfig) -> tuple[SourceConfig, ...]:
+    named = {source.name: source for source in config.sources}
+    return tuple(one.of(named[one.source]) for one in config.translated)
+
+
+def _translated(
+    config: RunConfig, rows: Rows, keys: frozenset[str], base: Path, display: Display
+) -> Iterator[Rows]:
+    """The rows of every source that is to be translated, once more; no aligned text that is held
+    out teaches how."""
+    names = [source.name for source in config.sources]
+    lexicons: dict[tuple[str, str], Lexicon] = {}
+    for number, one in enumerate(config.translated, len(config.sources) + len(config.unlabelled)):
+        if one.aligned not in lexicons:
+            pairs = read_aligned(one.aligned, base)
+            lexicons[one.aligned] = Lexicon.learn(
+                pair for pair in pairs if not any(excluded(text, keys) for text in pair)
+            )
+        lexicon = lexicons[one.aligned]
+        own = rows.take(rows.sources == names.index(one.source))
+        display.say(
+            f"{one.name}: {len(own):,} rows, word for word by {len(lexicon.phrases):,} phrases"
+        )
+        yield Rows(
+            texts=[lexicon.translate(text) for text in own.texts],
+            targets=own.targets,
+            sources=np.full(len(own), number),
+            languages=np.full(len(own), one.language),
+        )
+
+
 def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Iterator[str]:
     """What a trainer should know of the data before trusting what comes of it."""
     train = sets["train"]
@@ -179,13 +213,13 @@ def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Ite
 
 
 def _read_sources(
-    config: RunConfig, base: Path, display: Display
+    config: RunConfig, base: Path, held_out: frozenset[str], display: Display
 ) -> tuple[tuple[str, ...], Rows, float]:
     """The labels, all labelled rows, each text once, and the share dropped as repeated."""
     labels = config.labels
     parts = []
     for source in config.sources:
-        rows, found, dropped = read_rows(source, labels, base)
+        rows, found, dropped = read_rows(source, labels, base, held_out)
         labels = labels or found
         display.say(f"{source.name}: {len(rows):,} rows{_counts(dropped)}")
         parts.append(rows)

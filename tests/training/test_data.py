@@ -19,7 +19,6 @@ from training.data import (
     Rows,
     SourceConfig,
     deduplicate,
-    exclude,
     read_keys,
     read_rows,
     row_key,
@@ -290,9 +289,29 @@ def test_rows_of_an_evaluation_set_are_left_out_but_stock_phrases_stay(tmp_path)
     listed = ["This is a test sentence", "Very good"]
     content = "key,splits\n" + "".join(f"{row_key(text)},s\n" for text in listed)
     keys = read_keys(csv_file(tmp_path, content))
-    rows = rows_of(("this is a TEST sentence!", 1), ("very good", 1), ("another sentence", 0))
-    kept, count = exclude(rows, keys)
-    assert (kept.texts, count) == (["very good", "another sentence"], 1)
+    table = "text,label\nthis is a TEST sentence!,1\nvery good,1\nanother sentence,0\n"
+    source = SourceConfig(name="s", path=str(csv_file(tmp_path, table)))
+    rows, _, dropped = read_rows(source, None, Path(), keys)
+    assert (rows.texts, dropped) == (["very good", "another sentence"], {"held-out": 1})
+
+
+@pytest.mark.parametrize(
+    "listed", ["One of them is here. And another one is.", "One of them is here."]
+)
+def test_nothing_made_of_a_held_out_text_is_left(listed, tmp_path):
+    table = (
+        "text,label\nOne of them is here. And another one is.,1\n"
+        "Not at all like these.,0\nNor like this one.,1\n"
+    )
+    source = SourceConfig(
+        name="s",
+        path=str(csv_file(tmp_path, table)),
+        unit="sentences",
+        frames=("{text}", "They say: {text}"),
+    )
+    rows, _, _ = read_rows(source, None, Path(), frozenset({row_key(listed)}))
+    assert not [text for text in rows.texts if "One of them" in text]
+    assert "They say: Nor like this one." in rows.texts
 
 
 def test_the_key_ignores_case_spacing_and_punctuation():

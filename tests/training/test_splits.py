@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.config import ConfigError, RunConfig, load_config
+from training.config import RunConfig, load_config
+from training.formats import DataError
 from training.progress import Display
 from training.splits import Splits, prepare
 
@@ -130,7 +131,7 @@ def test_good_data_needs_no_warning(tmp_path):
 
 def test_nothing_left_to_train_on_is_refused(tmp_path):
     rows = table(tmp_path, "rows", many(30))
-    with pytest.raises(ConfigError, match="train: no rows left"):
+    with pytest.raises(DataError, match=r"rows\.csv: no rows \(30 held-out\)"):
         run(tmp_path, sources=[rows], validation=[rows], test=[rows])
 
 
