@@ -209,7 +209,8 @@ def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
     ]
     one, other = map(len, columns)
     if one != other:
-        raise DataError(f"{files[0]} has {one} rows, {files[1]} has {other}: they are not aligned")
+        first, second = (base / file for file in files)
+        raise DataError(f"{first} has {one} rows, {second} has {other}: they are not aligned")
     return list(zip(*columns, strict=True))
 
 

@@ -82,14 +82,14 @@ def _words_alike(pairs: Sequence[tuple[Words, Words]]) -> dict[str, str]:
     every_other = np.array([there[word] for other in others for word in other])
     pair, link = np.unique(every[at] * len(there) + every_other[at_other], return_inverse=True)
     word, other_word = np.divmod(pair, len(there))
-    agreed = _model_1(link, at_other, word) * _model_1(link, at, other_word)
+    agreed = model_1(link, at_other, word) * model_1(link, at, other_word)
     spelt, spelt_other = list(here), list(there)
     rising = np.lexsort((agreed, word))  # of each word the best comes last
     likely = rising[agreed[rising] > LEAST]
     return {spelt[word[i]]: spelt_other[other_word[i]] for i in likely}
 
 
-def _model_1(
+def model_1(
     link: npt.NDArray[np.int64], target: npt.NDArray[np.int64], given: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """p(target word | given word) of each pair of words [P] (Brown et al. 1993, Model 1).

@@ -31,6 +31,11 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
             f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\nteacher = ["yours"]\n',
             "more: teacher=['yours'] is no source with labels of its own; there are ['mine']",
         ),
+        (
+            f'{SOURCE}[[translated]]\nname = "more"\nsource = "yours"\nlanguage = "pt"\n'
+            'aligned = ["a.csv", "b.csv"]\n',
+            "more: source='yours' is none of the sources ['mine']",
+        ),
         (f"{SOURCE}linear = 0\n", "sources: linear=0 in all leaves nothing to learn from"),
         (f"{SOURCE}epochs = 0\n", "sources: epochs=0 in all leaves nothing to learn from"),
         ("name = ", "not TOML: "),

@@ -103,6 +103,34 @@ def test_sentences_carry_their_texts_label(tmp_path):
     assert rows.labels.tolist() == [1, 1, 0]
 
 
+def test_frames_stand_for_the_texts_that_match(tmp_path):
+    path = csv_file(tmp_path, "text,label\na fine film,1\nfine films,1\na poor one,0\n")
+    turned = {"0": "good", "1": "bad"}
+    frames = ("not {text}", "{text}? {No}!")
+    rows, labels, dropped = read(path, matching="a .*", frames=frames, labels=turned)
+    assert rows.texts == [
+        "not a fine film",
+        "a fine film? {No}!",
+        "not a poor one",
+        "a poor one? {No}!",
+    ]
+    assert [labels[i] for i in rows.labels] == ["bad", "bad", "good", "good"]
+    assert dropped == {"not matching": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"matching": "a ("}, r"'a \(' is no regular expression: missing \)"),
+        ({"frames": ["not {text}", "not it"]}, r"'not it': \{text\} has to be in it, once"),
+        ({"frames": ["{text} and {text}"]}, "has to be in it, once"),
+    ],
+)
+def test_a_frame_or_pattern_that_is_none_is_refused(fields, reason):
+    with pytest.raises(ValidationError, match=reason):
+        SourceConfig(name="s", path="rows.csv", **fields)
+
+
 @pytest.mark.parametrize(
     ("content", "labels", "reason"),
     [

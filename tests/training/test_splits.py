@@ -129,6 +129,72 @@ def test_good_data_needs_no_warning(tmp_path):
     assert run(tmp_path, sources=[table(tmp_path, "rows", many(2000))]).warnings == ()
 
 
+def test_a_source_is_there_once_more_in_another_language(tmp_path):
+    said = [("great", "ótima"), ("awful", "péssima"), ("thing of", "coisa de")]
+    for number, name in enumerate(("here", "there")):
+        (tmp_path / f"{name}.csv").write_text(
+            "\n".join(["text", *(pair[number] for pair in said)]) + "\n", encoding="utf-8"
+        )
+    held = table(tmp_path, "held", [*many(6)[1:2], *many(6)[-1:]])
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", many(6)) | {"language": "en", "linear": 0.7}],
+        translated=[
+            {
+                "name": "train, in Portuguese",
+                "source": "train",
+                "aligned": ["here.csv", "there.csv"],
+                "language": "pt",
+                "linear": 0.25,
+            }
+        ],
+        validation=[held],
+        test=[held],
+    )
+    own, translated = (splits.train.take(splits.train.sources == n) for n in (0, 1))
+    assert own.texts[0] == "great thing of w0"
+    assert translated.texts[0] == "ótima coisa de w0"
+    assert len(own) == len(translated) == 4, "what is held out is held out in every language"
+    np.testing.assert_array_equal(translated.targets, own.targets)
+    assert set(translated.languages) == {"pt"}
+    np.testing.assert_allclose(splits.linear, [0.7] * 4 + [0.25] * 4)
+    assert [source.name for source in splits.sources] == ["train", "train, in Portuguese"]
+
+
+def test_a_held_out_text_teaches_no_translation(tmp_path):
+    held = "great thing of w0"
+    for name, row in (("here", held), ("there", "segredo um dois três")):
+        (tmp_path / f"{name}.csv").write_text(f"text\n{row}\n", encoding="utf-8")
+    sets = [table(tmp_path, "held", [(held, "good"), (many(6)[-1][0], "bad")])]
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", many(6))],
+        translated=[
+            {
+                "name": "again",
+                "source": "train",
+                "aligned": ["here.csv", "there.csv"],
+                "language": "pt",
+            }
+        ],
+        validation=sets,
+        test=sets,
+    )
+    assert not [text for text in splits.train.texts if "segredo" in text]
+
+
+def test_files_that_are_not_aligned_are_refused(tmp_path):
+    (tmp_path / "two.csv").write_text("text\none\ntwo\n", encoding="utf-8")
+    (tmp_path / "one.csv").write_text("text\num\n", encoding="utf-8")
+    again = {"name": "again", "source": "train", "aligned": ["two.csv", "one.csv"]}
+    with pytest.raises(DataError, match=r"two\.csv has 2 rows, .*one\.csv has 1"):
+        run(
+            tmp_path,
+            sources=[table(tmp_path, "train", many(30))],
+            translated=[again | {"language": "pt"}],
+        )
+
+
 def test_nothing_left_to_train_on_is_refused(tmp_path):
     rows = table(tmp_path, "rows", many(30))
     with pytest.raises(DataError, match=r"rows\.csv: no rows \(30 held-out\)"):
