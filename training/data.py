@@ -150,7 +150,8 @@ def read_rows(
 
     Paths are relative to `base`. Texts whose key is in `held_out` are dropped, and all that would
     be made of them. Where `labels` is None they are the distinct ones found, sorted.
-    Raises `DataError` on anything that is not a table of at least two known labels.
+    Raises `DataError` on anything that is not a table of known labels, or
+    of two at least where they are to be found.
     """
     where = _where(source, base)
     texts: list[str] = []
@@ -183,7 +184,7 @@ def read_rows(
     if not texts:
         raise DataError(f"{where}: no rows{_left_out(dropped)}")
     found = sorted({name for share in shares for name in share})
-    if len(found) < 2:
+    if labels is None and len(found) < 2:
         first = "" if source.limit is None else f" of the first {source.limit}"
         raise DataError(
             f"{where}: every row{first} is {found[0]!r}; at least 2 labels are needed"

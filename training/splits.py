@@ -22,6 +22,7 @@ from training.data import (
     row_key,
     split,
 )
+from training.formats import DataError
 from training.progress import Display
 from training.teacher import Teacher
 from training.translation import Lexicon
@@ -224,6 +225,8 @@ def _read_sources(
         display.say(f"{source.name}: {len(rows):,} rows{_counts(dropped)}")
         parts.append(rows)
     assert labels is not None
+    if np.any([part.targets.any(axis=0) for part in parts], axis=0).sum() < 2:
+        raise DataError(f"sources: every row is of the same class of {list(labels)}")
     # One source at a time conflicts with itself; between sources the first, most trusted, wins.
     rows, dropped = deduplicate(parts)
     display.say(f"together: {len(rows):,} rows{_counts(dropped)}")

@@ -173,13 +173,20 @@ def test_bad_tables_are_refused_with_place_and_value(tmp_path, content, labels, 
     [
         ({"1": "good"}, r"line 3: label='2'; known are \['1'\]"),
         ({"1": "good", "2": "neutral"}, r"line 3: label='2'; known are \['1'\]"),
-        ({"1": "good", "2": False}, "every row is 'good'.* \\(1 left-out label\\)"),
     ],
 )
 def test_names_of_labels_must_be_those_of_the_model(tmp_path, names, reason):
     path = csv_file(tmp_path, "text,label\nx,1\ny,2\n")
     with pytest.raises(DataError, match=reason):
         read(path, ("bad", "good"), labels=names)
+
+
+def test_one_class_is_enough_only_where_the_classes_are_known(tmp_path):
+    path = csv_file(tmp_path, "text,label\nx,1\ny,2\n")
+    names = {"1": "good", "2": False}
+    assert read(path, ("bad", "good"), labels=names)[0].labels.tolist() == [1]
+    with pytest.raises(DataError, match=r"every row is 'good'.* \(1 left-out label\)"):
+        read(path, labels=names)
 
 
 def test_the_line_not_utf8_is_found_far_into_a_zipped_file(tmp_path):

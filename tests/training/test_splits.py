@@ -195,6 +195,15 @@ def test_files_that_are_not_aligned_are_refused(tmp_path):
         )
 
 
+def test_a_source_may_be_of_one_class_but_not_all_of_them(tmp_path):
+    good = table(tmp_path, "good", [(f"great w{i}", "good") for i in range(30)])
+    bad = table(tmp_path, "bad", [(f"awful w{i}", "bad") for i in range(30)])
+    splits = run(tmp_path, labels=["bad", "good"], sources=[good, bad])
+    assert set(splits.train.labels.tolist()) == {0, 1}
+    with pytest.raises(DataError, match=r"every row is of the same class of \['bad', 'good'\]"):
+        run(tmp_path, labels=["bad", "good"], sources=[good])
+
+
 def test_nothing_left_to_train_on_is_refused(tmp_path):
     rows = table(tmp_path, "rows", many(30))
     with pytest.raises(DataError, match=r"rows\.csv: no rows \(30 held-out\)"):
