@@ -135,6 +135,8 @@ class Scheduler:
         What is cancelled, ended or expired leaves the queue without being computed.
         """
         expired = self._expire()
+        if (only := self._only_row()) is not None:
+            return only, expired
         batch = None
         self._advance()
         while batch is None and self._front:
@@ -160,6 +162,18 @@ class Scheduler:
         for entry in waiting:
             self.forget(entry)
         return [entry for entry in waiting if not entry.abandoned]
+
+    def _only_row(self) -> Batch | None:
+        """The batch of a call of one row where nothing else waits: there is nothing to choose."""
+        if len(self._queue) != 1 or self._front:
+            return None
+        (entry,) = self._queue
+        if len(entry.later) != 1 or entry.abandoned:
+            return None
+        self._queue.clear()
+        parts = [(entry, [entry.later.popleft()])]
+        self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
+        return Batch(entry.request.variant, parts)
 
     def _expire(self) -> list[Entry]:
         """Take out all whose deadline has passed; returns them."""

@@ -67,6 +67,12 @@ class TrainConfig(BaseModel):
     max_steps: int | None = Field(
         None, ge=1, description="Stop here although the schedule goes on: a later stage follows."
     )
+    start_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the weights that the run started from in those that it ends with.",
+    )
     linear_strength: float = Field(
         3.0, gt=0, description="Inverse of the penalty on the linear part's weights (C)."
     )

@@ -40,6 +40,16 @@ def begin_with(network: TextClassifier, start: Path) -> str:
     return f"-{sha256(path.read_bytes())[:16]}"
 
 
+def drawn_back(network: TextClassifier, start: Path, share: float) -> None:
+    """Let `share` of every weight be that of the start, as far as it is there: fine-tuned weights
+    drawn back so forget less of what they were not shown (WiSE-FT, Wortsman et al. 2022)."""
+    before = _weights(start)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name in before and before[name].shape == weight.shape:
+                weight.lerp_(before[name].to(weight.device), share)
+
+
 def _weights(start: Path) -> dict[str, Tensor]:
     """By name, of a run folder the best so far; of a bundle all but its linear part, which is
     fitted to the rows at hand."""

@@ -26,7 +26,7 @@ from training.config import RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
-from training.initial import begin_with, begin_with_vectors
+from training.initial import begin_with, begin_with_vectors, drawn_back
 from training.linear import LinearClassifier
 from training.progress import Display
 from training.splits import Splits, prepare
@@ -98,6 +98,8 @@ def fit(
     history = trainer(config, splits, encoded, network, identity, run, where).fit(display, watch)
     if not where.first:
         return None
+    if start is not None and config.train.start_share:
+        drawn_back(network, start, config.train.start_share)
     if config.network.ngrams:
         display.say("fitting the linear part")
         network = with_linear_part(config, encoded, network, where)
