@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of all that computes")
     add("--serve", default="", metavar="FLAGS", help="more flags of our server, as one word")
     add("--channels", type=int, default=1, help="connections of each load (default: 1)")
+    add(
+        "--apart",
+        action="store_true",
+        help="load on one half of the CPUs, servers and raw loops on the other",
+    )
     add("--seed", type=int, default=0)
     return top
 
@@ -69,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     if options.texts and not options.texts.is_file():
         top.error(f"--texts {options.texts}: no such file")
+    if options.apart and len(os.sched_getaffinity(0)) < 2:
+        top.error("--apart: there is one CPU only")
     try:
         choose_provider(options.device)
     except DeviceError as error:

@@ -3,11 +3,12 @@
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,13 +33,14 @@ console = Console(stderr=True)
 class Load:
     """A load generator's process: connected once made, sends once begun. A context manager."""
 
-    def __init__(self, mode: str, target: str, flags: Mapping[str, Any]) -> None:
+    def __init__(
+        self, mode: str, target: str, flags: Mapping[str, Any], cpus: Collection[int] | None = None
+    ) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.load", mode, target, "--wait"]
         self.command = command + as_flags(flags)
         self._limit_s = float(flags["seconds"]) + SPARE_S
-        self._process = launch(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._process = launch(self.command, cpus, **pipes)
         assert self._process.stdout is not None
         if self._process.stdout.readline() != READY:
             _, words = self._process.communicate()
@@ -85,6 +87,10 @@ class Bench:
         self.rounds: int = options.rounds
         self.seconds: float = options.seconds
         self.bundles = dict(bundles)
+        self._load_cpus: Collection[int] | None = None
+        if options.apart:  # what else is started inherits the CPUs of this process
+            half, self._load_cpus = halves(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, half)
         self.texts: dict[str, Any] = {
             "texts": options.texts.resolve() if options.texts else None,
             "count": options.count,
@@ -133,7 +139,7 @@ class Bench:
     def load(self, server: Process, mode: str, **flags: Any) -> Load:
         """A load generator for that server; flags as of `tests.benchmarks.load`."""
         shared = {"seconds": self.seconds, "channels": self.options.channels}
-        return Load(mode, server.address, self.texts | shared | flags)
+        return Load(mode, server.address, self.texts | shared | flags, self._load_cpus)
 
     def measure(
         self, server: Process, mode: str, *, beside: Load | None = None, **flags: Any
@@ -191,6 +197,12 @@ class Bench:
     def _flags(self, bundle: Path) -> list[str]:
         place = ["--grpc", "127.0.0.1:0", "--device", self.options.device]
         return [*place, "--bundle", str(bundle), *shlex.split(self.options.serve)]
+
+
+def halves(cpus: Collection[int]) -> tuple[list[int], list[int]]:
+    """The CPUs in two: the first half, with the odd one, and the others."""
+    known, middle = sorted(cpus), (len(cpus) + 1) // 2
+    return known[:middle], known[middle:]
 
 
 def say(text: str) -> None:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +29,11 @@ class ProcessFailed(RuntimeError):
     """A process did not start or did not do what it was to do; the message has its last words."""
 
 
-def launch(command: Sequence[str], **streams: Any) -> "subprocess.Popen[str]":
-    """Start a command in a process group of its own, which dies with this process.
+def launch(
+    command: Sequence[str], cpus: Collection[int] | None = None, **streams: Any
+) -> "subprocess.Popen[str]":
+    """Start a command in a process group of its own, which dies with this process, on these CPUs
+    or on those of this process.
 
     Settings of the service in this process's environment are not passed on.
     """
@@ -40,7 +44,7 @@ def launch(command: Sequence[str], **streams: Any) -> "subprocess.Popen[str]":
         env=environment,
         text=True,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_begin, cpus),
         **streams,
     )
 
@@ -166,6 +170,9 @@ class Process:
         return ProcessFailed(f"{' '.join(self.command)}: {what}\n{words}")
 
 
-def _die_with_parent() -> None:
+def _begin(cpus: Collection[int] | None) -> None:
+    """In the new process, before its command."""
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,18 +1,30 @@
 """The measured server counts what reaches its backend, and the bench measures it."""
 
 import argparse
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.benchmarks.bench import Bench
+from tests.benchmarks.bench import Bench, halves
+from tests.benchmarks.process import launch
 from tests.benchmarks.server import COUNTED, COUNTERS, LEAKED_BYTES
 
 
 @pytest.fixture
 def bench(tiny_bundle) -> Bench:
     options = argparse.Namespace(
-        rounds=1, seconds=20.0, texts=None, count=50, seed=0, serve="", channels=1, device="cpu"
+        rounds=1,
+        seconds=20.0,
+        texts=None,
+        count=50,
+        seed=0,
+        serve="",
+        channels=1,
+        device="cpu",
+        apart=False,
     )
     return Bench(options, {"tiny": tiny_bundle})
 
@@ -53,3 +65,17 @@ def test_it_reloads_under_load_and_no_call_fails(bench: Bench):
         summary = load.finish(now=True)
     assert set(summary["codes"]) == {"OK", "INVALID_ARGUMENT"}
     assert summary["calls"] > 10
+
+
+@pytest.mark.parametrize(
+    ("cpus", "expected"), [({0, 1}, ([0], [1])), ({2, 5, 7}, ([2, 5], [7])), ({3}, ([3], []))]
+)
+def test_cpus_are_halved(cpus, expected):
+    assert halves(cpus) == expected
+
+
+def test_a_process_is_kept_to_its_cpus():
+    one = min(os.sched_getaffinity(0))
+    asked = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    process = launch(asked, [one], stdout=subprocess.PIPE)
+    assert process.communicate(timeout=30)[0] == f"{{{one}}}\n"

@@ -10,7 +10,7 @@ from tests.conftest import TINY, source
 from tests.networks import random_network
 from training.config import ConfigError, load_config
 from training.export import exported_weights
-from training.initial import begin_with
+from training.initial import begin_with, drawn_back
 from training.pipeline import fit
 from training.progress import Display
 from training.train import Ranks
@@ -54,9 +54,18 @@ def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers)
     assert (new.feed_forward.down_proj.weight.grad != 0).any()
 
 
-def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(tiny_bundle, tmp_path):
+@pytest.mark.parametrize(
+    "still",
+    [
+        {"train.learning_rate": 1e-9},
+        {"train.learning_rate": 1e-2, "train.start_share": 0.9999},
+    ],
+)
+def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(
+    still, tiny_bundle, tmp_path
+):
     rows = {"sources": [source()], "validation": [source()], "test": [source()]}
-    frozen = {"train.max_steps": 1, "train.learning_rate": 1e-9, "network.ngrams": 0}
+    frozen = still | {"train.max_steps": 1, "network.ngrams": 0}
     config = load_config(None, TINY | rows | frozen | {"exclude_held_out": False})
     where = Ranks(0, 1, torch.device("cpu"))
     paths = Path(), tmp_path / "run", tmp_path / "bundle"
@@ -67,6 +76,18 @@ def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(tiny_b
     assert whole.keys() - deep.keys() == {"linear.weight.weight", "linear.scale.weight"}
     for name, weights in deep.items():
         torch.testing.assert_close(weights, whole[name], atol=1e-4, rtol=1e-3)
+
+
+def test_weights_are_drawn_back_to_where_they_came_from_as_far_as_that_is_there(stage):
+    network = random_network(classes=3, **SHAPE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+    drawn_back(network, stage, 0.25)
+    before = random_network(classes=2, **SHAPE)
+    torch.testing.assert_close(network.query, 0.25 * before.query + 0.75)
+    torch.testing.assert_close(network.embedding.weight, 0.25 * before.embedding.weight + 0.75)
+    assert (network.head.weight == 1).all(), "a head of other classes is new"
 
 
 def test_weights_of_another_network_are_refused(stage, tmp_path):
