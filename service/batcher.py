@@ -29,6 +29,7 @@ from service.views import cut
 LITTLE_S, LONE_S = 2e-4, 5e-3
 ALONE_S = 0.02  # without company, after which a call counts as lone: among many it is so by chance
 LOOP = -1  # the loop among the threads
+JOIN_S = 1.0  # that a thread has to end in, longer than a batch takes
 
 log = structlog.get_logger("realce.batcher")
 
@@ -71,11 +72,15 @@ class Batcher:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._running: dict[int, tuple[Batch, float]] = {}  # by thread, with when it began
-        for number in range(backend.parallel):
-            # A hung device must not keep the process from ending.
+        # A hung device must not keep the process from ending.
+        self._threads = [
             threading.Thread(
                 target=self._device, args=(number,), name=f"realce-device-{number}", daemon=True
-            ).start()
+            )
+            for number in range(backend.parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
         self._heartbeat = self._loop.call_later(hang_s / 4, self._beat)
 
     def check(self, tokens: int, deadline: float | None, compute_s: float) -> None:
@@ -127,6 +132,11 @@ class Batcher:
     def close(self) -> None:
         """Fail what still waits and let go of the threads."""
         self._refuse_all("the server has stopped")
+
+    def join(self) -> None:
+        """Wait, off the loop, until the threads have ended; not for one that hangs."""
+        for thread in self._threads:
+            thread.join(JOIN_S)
 
     def _beat(self) -> None:
         self.beat()

@@ -174,6 +174,10 @@ class Engine:
         self.ready = False
         self._batcher.close()
 
+    async def closed(self) -> None:
+        """Wait until the threads have let go of the backend."""
+        await asyncio.to_thread(self._batcher.join)
+
     def _fail(self) -> None:
         self.ready = False
         self._notify_failure()

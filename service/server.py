@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import signal
+import sys
 import time
 from typing import Self
 
@@ -114,8 +116,10 @@ class Server:
         log.info("reloaded", **_told(engine), reload_s=round(time.perf_counter() - started, 3))
         await old.drain(self.settings.grace_s)
         old.close()
+        await old.closed()
         del old
         keep_all()
+        await asyncio.to_thread(give_back)
 
     def _bind(self) -> None:
         try:
@@ -194,6 +198,13 @@ def keep_all() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, of which glibc keeps that of each thread that loads."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _told(engine: Engine) -> dict[str, object]:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import grpc
@@ -96,6 +97,17 @@ async def test_a_bundle_that_cannot_be_served_leaves_the_one_in_service(
     assert "reload_failed" in capsys.readouterr().out
     answer = await stub.Classify(pb.ClassifyRequest(texts=["I loved it"]))
     assert answer.model_name == "tiny"
+
+
+async def test_nothing_is_left_of_the_bundle_that_was_in_service(server, stub, folder):
+    answered = await stub.Classify(pb.ClassifyRequest(texts=["I loved it"] * 20))
+    assert answered.model_name == "tiny"
+    engine, backend = (weakref.ref(one) for one in (server._engine, server._engine._backend))
+    replace(folder)
+    server.reload()
+    await server._reloading
+    assert await name(stub) == EMBEDDED
+    assert (engine(), backend()) == (None, None)
 
 
 async def test_asked_twice_it_reloads_twice_one_after_the_other(server, stub, folder):

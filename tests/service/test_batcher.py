@@ -209,6 +209,19 @@ async def test_closing_leaves_no_caller_waiting(rig):
         rig.submit([1])
 
 
+async def test_threads_are_waited_for_but_not_one_that_hangs(rig, monkeypatch):
+    (running,) = await rig.hold()
+    rig.batcher.close()
+    monkeypatch.setattr("service.batcher.JOIN_S", 0.01)
+    await asyncio.to_thread(rig.batcher.join)
+    assert not running.done()
+    monkeypatch.undo()
+    rig.backend.open.set()
+    await running
+    await asyncio.to_thread(rig.batcher.join)
+    assert not any(thread.is_alive() for thread in rig.batcher._threads)
+
+
 async def test_a_call_that_expires_in_the_queue_is_told_so_and_not_computed(rig):
     held = await rig.hold()
     late = rig.submit([9, 9], deadline=101.0)

@@ -54,6 +54,19 @@ def test_nothing_waits_nothing_runs(scheduler):
     assert scheduler.next_batch() == (None, [])
 
 
+@pytest.mark.parametrize("wanted", [NO_VIEWS, FULL])
+def test_a_row_alone_is_the_batch_that_choosing_would_make(wanted, scheduler, clock):
+    for _ in range(2):
+        alone = entry(8, deadline=clock.now + 5.0, request=wanted)
+        scheduler.add(alone)
+        batch, expired = scheduler.next_batch()
+        assert (batch.variant, batch.parts, expired) == (wanted.variant, [(alone, [0])], [])
+        assert (scheduler.queued_tokens, scheduler.queued_s, scheduler.queued_calls) == (0, 0.0, 0)
+        assert (alone.waiting_tokens, alone.waiting_s) == (0, 0.0)
+    clock.now += 6.0
+    assert scheduler.next_batch() == (None, []), "what has begun no longer expires in the queue"
+
+
 def test_like_lengths_run_together_oldest_first(scheduler):
     short, long, short_again = entry(8), entry(40), entry(8)
     for one in (short, long, short_again):
