@@ -150,8 +150,8 @@ def read_rows(
 
     Paths are relative to `base`. Texts whose key is in `held_out` are dropped, and all that would
     be made of them. Where `labels` is None they are the distinct ones found, sorted.
-    Raises `DataError` on anything that is not a table of known labels, or
-    of two at least where they are to be found.
+    Raises `DataError` on anything that is not a table of known labels, or of two at least where
+    they are to be found.
     """
     where = _where(source, base)
     texts: list[str] = []
@@ -204,7 +204,7 @@ def read_rows(
 
 def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
     """Texts and their translations out of two files with as many rows. Raises `DataError`."""
-    columns = [
+    columns = [  # of which no label is asked: the text stands in for it
         [text for _, text, _ in _records(SourceConfig(name=file, path=file, label="text"), base)]
         for file in files
     ]

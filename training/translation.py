@@ -37,7 +37,8 @@ class Lexicon:
     def learn(cls, pairs: Iterable[tuple[str, str]]) -> Self:
         """From texts and their translations. Short pairs are phrases as they stand; a word is the
         one that it stands beside most tellingly, in both directions."""
-        split = [(words(text), words(other)) for text, other in pairs]
+        both = ((words(text), words(other)) for text, other in pairs)
+        split = [(text, other) for text, other in both if text and other]
         phrases: dict[Words, str] = {(word,): other for word, other in _words_alike(split).items()}
         whole: defaultdict[Words, Counter[str]] = defaultdict(Counter)
         for text, other in split:
@@ -66,7 +67,9 @@ def words(text: str) -> Words:
 def _words_alike(pairs: Sequence[tuple[Words, Words]]) -> dict[str, str]:
     """The most likely translation of every word: by the product of both directions' probabilities
     (alignment by agreement, Liang, Taskar and Klein 2006), each of IBM Model 1."""
-    texts, others = zip(*pairs, strict=True) if pairs else ((), ())
+    if not pairs:
+        return {}
+    texts, others = zip(*pairs, strict=True)
     here, there = _numbered(texts), _numbered(others)
     # One link for every word of a text with every word of its translation.
     places: tuple[list[npt.NDArray[np.int64]], ...] = ([], [])
@@ -75,8 +78,6 @@ def _words_alike(pairs: Sequence[tuple[Words, Words]]) -> dict[str, str]:
         places[0].append(np.repeat(np.arange(len(text)) + start[0], len(other)))
         places[1].append(np.tile(np.arange(len(other)) + start[1], len(text)))
         start = [start[0] + len(text), start[1] + len(other)]
-    if not places[0]:
-        return {}
     at, at_other = (np.concatenate(one) for one in places)
     every = np.array([here[word] for text in texts for word in text])
     every_other = np.array([there[word] for other in others for word in other])

@@ -48,8 +48,9 @@ def test_what_chance_put_together_is_not_believed():
     assert Lexicon.learn([*PAIRS, *strangers]).translate("odd film") == "odd filme"
 
 
-def test_of_nothing_nothing_is_learnt():
-    assert Lexicon.learn([]).translate("As it was.") == "as it was."
+@pytest.mark.parametrize("pairs", [[], [("", "")], [("film", " "), ("", "filme")]])
+def test_of_nothing_nothing_is_learnt(pairs):
+    assert Lexicon.learn(pairs).translate("The film as it was.") == "the film as it was."
 
 
 @pytest.mark.parametrize(
