@@ -174,7 +174,7 @@ class Engine:
         self.ready = False
         self._batcher.close()
 
-    async def closed(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the threads have let go of the backend."""
         await asyncio.to_thread(self._batcher.join)
 

@@ -116,7 +116,7 @@ class Server:
         log.info("reloaded", **_told(engine), reload_s=round(time.perf_counter() - started, 3))
         await old.drain(self.settings.grace_s)
         old.close()
-        await old.closed()
+        await old.wait_closed()
         del old
         keep_all()
         await asyncio.to_thread(give_back)

@@ -89,14 +89,13 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
             taught.append(of_source.take(np.array(left, dtype=bool)))
         else:
             unlabelled += texts
-    translated = _translated_sources(config)
     taught += _translated(config, taught[0], keys, base, display)
     train = concatenate(taught)
-    weights = [source.linear for source in config.sources] + [0.0] * len(config.unlabelled)
-    weights += [source.linear for source in translated]
+    sources = (*config.sources, *config.unlabelled, *_translated_sources(config))
+    weights = [0.0 if isinstance(one, UnlabelledConfig) else one.linear for one in sources]
     return Splits(
         labels=labels,
-        sources=(*config.sources, *config.unlabelled, *translated),
+        sources=sources,
         train=train,
         linear=np.array(weights, "f4")[train.sources],
         unlabelled=unlabelled,

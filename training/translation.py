@@ -51,11 +51,9 @@ class Lexicon:
         """The longest phrases first, from left to right; a word that is not known stays."""
         left, said = words(text), []
         while left:
-            size = next(
-                (n for n in range(min(LONGEST, len(left)), 0, -1) if left[:n] in self.phrases), 0
-            )
-            said.append(self.phrases[left[:size]] if size else left[0])
-            left = left[size or 1 :]
+            size = next((n for n in range(LONGEST, 1, -1) if left[:n] in self.phrases), 1)
+            said.append(self.phrases.get(left[:size], left[0]))
+            left = left[size:]
         return _BEFORE.sub("", " ".join(said))
 
 
