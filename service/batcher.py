@@ -94,15 +94,16 @@ class Batcher:
             raise Unavailable(str(self._refusal))
         entry.future = self._loop.create_future()
         with self._lock:
-            if self._running or self._scheduler.queued_tokens:
+            if self._dispatching or self._running or self._scheduler.queued_tokens:
                 self._company_at = self._clock()
             self._scheduler.add(entry)
             little = self._is_at_most(LITTLE_S)
-        if little:
-            self._run_all()
-        elif not self._dispatching:
-            self._dispatching = True
+            lone = not little and self._is_alone() and self._is_at_most(LONE_S)
+        if not little and not self._dispatching:
+            self._dispatching = True  # whoever comes in the same turn of the loop is company
             self._loop.call_soon(self._dispatch)
+        if little or lone:
+            self._run_all()
         return entry.future
 
     def forget(self, entry: Entry) -> None:
@@ -147,16 +148,12 @@ class Batcher:
         """On the loop, once all calls of this turn are queued: see that they are computed."""
         self._dispatching = False
         with self._lock:
-            lone = self._is_alone() and self._is_at_most(LONE_S)
-            if not lone:
+            if self._scheduler.queued_tokens:
                 self._work.notify()
-        if lone:
-            self._run_all()
 
     def _is_alone(self) -> bool:
         """Is there one call only, and was there no more lately?"""
-        alone_s = self._clock() - self._company_at
-        return self._scheduler.queued_calls == 1 and alone_s > ALONE_S
+        return self._clock() - self._company_at > ALONE_S
 
     def _is_at_most(self, seconds: float) -> bool:
         """May the loop itself compute what waits, in about that time?"""
@@ -212,6 +209,7 @@ class Batcher:
         finally:
             with self._lock:
                 del self._running[number]
+                self._scheduler.done(batch)
 
     def _run(self, batch: Batch, number: int) -> list[Outcome]:
         """Run a batch; halve one that fails until the bad row is alone."""

@@ -2,8 +2,9 @@
 
 Calls wait by turn. The oldest of them, a batch of rows for each thread and one to choose from, are
 at the front, and only their rows are computed: a call is begun late and then finished soon, so that
-little is lost on callers who go. A call has a batch's worth of rows there in its turn, then it is
-at the back again: one of a thousand texts holds up none of one.
+little is lost on callers who go. A call has a batch's worth of rows there in its turn; its next
+turn waits from when that has been computed, behind all who have come meanwhile: one of a thousand
+texts holds up none of one.
 
 On a CPU a batch padded to its longest row costs more than no batch at all. So rows at the front lie
 by their length, and a batch begins with the length of the call that has been there longest and
@@ -70,6 +71,7 @@ class Scheduler:
         self.queued_s = 0.0
         self._queue: dict[Entry, None] = {}  # calls with rows that are not at the front, by turn
         self._front: dict[Entry, None] = {}  # calls with rows that are, by turn
+        self._begun: dict[Entry, None] = {}  # calls with more rows than those of their turn
         self._front_batches = 0.0
         self._lanes: dict[Variant, dict[int, Lane]] = {variant: {} for variant in Variant}
         self._deadlines: list[tuple[float, int, Entry]] = []
@@ -78,7 +80,7 @@ class Scheduler:
     @property
     def queued_calls(self) -> int:
         """Calls that wait; one of more than a batch's worth of tokens may count twice."""
-        return len(self._queue) + len(self._front)
+        return len(self._queue) + len(self._front) + len(self._begun)
 
     def wait_s(self) -> float:
         """Seconds until all that is queued is computed, by the speed seen lately."""
@@ -139,10 +141,20 @@ class Scheduler:
             return only, expired
         batch = None
         self._advance()
-        while batch is None and self._front:
-            batch = self._gather(next(iter(self._front)))
+        while batch is None and (self._front or self._begun):
+            while self._begun and self._front_batches < 1:  # rather a turn too early than half full
+                self._queue_again(next(iter(self._begun)))
+                self._advance()
+            if self._front:
+                batch = self._gather(next(iter(self._front)))
             self._advance()
         return batch, expired
+
+    def done(self, batch: Batch) -> None:
+        """A batch has been computed, whatever came of it: who has more rows queues again."""
+        for entry, _ in batch.parts:
+            if entry in self._begun and entry not in self._front:
+                self._queue_again(entry)
 
     def forget(self, entry: Entry) -> None:
         """Take an entry that has ended out of the queue."""
@@ -152,20 +164,20 @@ class Scheduler:
             self._thin(entry.request.variant, length, len(rows))
         entry.waiting = {}
         entry.later.clear()
-        self._queue.pop(entry, None)
-        self._front.pop(entry, None)
+        for calls in (self._queue, self._front, self._begun):
+            calls.pop(entry, None)
         self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
 
     def drain(self) -> list[Entry]:
         """Empty the queue; returns the entries still waited for."""
-        waiting = list(self._front | self._queue)
+        waiting = list(self._waiting())
         for entry in waiting:
             self.forget(entry)
         return [entry for entry in waiting if not entry.abandoned]
 
     def _only_row(self) -> Batch | None:
         """The batch of a call of one row where nothing else waits: there is nothing to choose."""
-        if len(self._queue) != 1 or self._front:
+        if len(self._queue) != 1 or self._front or self._begun:
             return None
         (entry,) = self._queue
         if len(entry.later) != 1 or entry.abandoned:
@@ -188,12 +200,8 @@ class Scheduler:
 
     def _advance(self) -> None:
         """Let calls come to the front, each for its turn, while there is room."""
-        while self._queue:
+        while self._queue and self._front_batches < self.parallel + 1:
             entry = next(iter(self._queue))
-            # A call alone keeps all threads busy; beside others it has one turn at a time.
-            room = self.parallel + (entry not in self._front)
-            if self._front_batches >= room:
-                return
             del self._queue[entry]
             if entry.abandoned:
                 self.forget(entry)
@@ -210,7 +218,11 @@ class Scheduler:
             self._front[entry] = None
             self._front_batches += turn
             if entry.later:
-                self._queue[entry] = None
+                self._begun[entry] = None
+
+    def _queue_again(self, entry: Entry) -> None:
+        del self._begun[entry]
+        self._queue[entry] = None
 
     def _gather(self, oldest: Entry) -> Batch | None:
         """A batch with rows of the oldest call; None where that has been abandoned."""
@@ -303,8 +315,11 @@ class Scheduler:
         Calls take turns: each of the others has as many turns before it as it needs itself.
         """
         most_s = {v: max(compute_s, self._batch_s(v) * self.costs.pace(v)) for v in Variant}
-        waiting = self._front | self._queue
-        return sum(min(entry.waiting_s, most_s[entry.request.variant]) for entry in waiting)
+        return sum(min(entry.waiting_s, most_s[entry.request.variant]) for entry in self._waiting())
+
+    def _waiting(self) -> dict[Entry, None]:
+        """All calls with rows that are not yet computed."""
+        return self._front | self._queue | self._begun
 
     def _batch_s(self, variant: Variant) -> float:
         """Seconds of a full batch, that of short rows."""

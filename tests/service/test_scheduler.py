@@ -223,7 +223,38 @@ def test_a_call_of_many_texts_holds_up_none_of_one(scheduler):
     scheduler.add(many)
     scheduler.add(one)
     assert rows_of(scheduler) == [(many, [0, 1, 2, 3, 4, 5, 6, 7])]
+    # Its own next turn is early, but fills up the batch of the other.
     assert rows_of(scheduler) == [(one, [0]), (many, [8, 9, 10, 11, 12, 13, 14])]
+
+
+def test_the_next_turn_of_a_call_waits_from_when_the_one_before_is_computed(scheduler):
+    many, before, after = entry(*[8] * 20), entry(40), entry(40)
+    scheduler.add(many)
+    turn, _ = scheduler.next_batch()
+    scheduler.add(before)
+    scheduler.done(turn)
+    scheduler.add(after)
+    assert [who for who, _ in every(scheduler)] == [before, many, after, many]
+
+
+def test_a_turn_of_two_batches_is_computed_once_both_are(scheduler):
+    many, other = entry(*[8] * 4, *[40] * 4), entry(*[8] * 4)
+    scheduler.add(many)
+    short, _ = scheduler.next_batch()
+    assert short.parts == [(many, [0, 1, 2, 3])]
+    scheduler.done(short)
+    scheduler.add(other)
+    assert rows_of(scheduler) == [(many, [4])], "what is left of its turn"
+    assert rows_of(scheduler) == [(other, [0, 1, 2, 3])]
+
+
+def test_a_call_that_has_gone_has_no_further_turn(scheduler):
+    many = entry(*[8] * 20)
+    scheduler.add(many)
+    turn, _ = scheduler.next_batch()
+    scheduler.forget(many)
+    scheduler.done(turn)
+    assert scheduler.next_batch() == (None, [])
 
 
 def test_a_call_begun_is_finished_before_the_next_up_to_a_batch_of_tokens(scheduler):
@@ -320,6 +351,7 @@ class Queue(RuleBasedStateMachine):
             costs=costs(),
         )
         self.waiting: list[tuple[Entry, set[int]]] = []
+        self.running: list[Batch] = []
 
     @rule(
         lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
@@ -357,6 +389,7 @@ class Queue(RuleBasedStateMachine):
         if batch is None:
             assert not self.waiting
             return
+        self.running.append(batch)
         lengths = list(batch.lengths())
         assert len(lengths) == 1 or len(lengths) * max(lengths) <= 64
         for one, rows in batch.parts:
@@ -367,6 +400,12 @@ class Queue(RuleBasedStateMachine):
             left.difference_update(rows)
             if not left:
                 self.waiting.remove(self.of(one))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data):
+        index = data.draw(st.integers(0, len(self.running) - 1))
+        self.scheduler.done(self.running.pop(index))
 
     def of(self, wanted):
         """What the queue should hold of an entry; fails when that is nothing."""
