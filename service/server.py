@@ -101,23 +101,23 @@ class Server:
             await before
         assert self._servicer is not None
         assert self._engine is not None
-        started, engine = time.perf_counter(), None
+        started, leaving = time.perf_counter(), None
         try:
-            engine = self._prepare(*await asyncio.to_thread(self._load))
-            await engine.start()
+            leaving = self._prepare(*await asyncio.to_thread(self._load))
+            await leaving.start()
         except Exception as error:  # whatever it is, there is a bundle that can be served
             log.error("reload_failed", error=type(error).__name__, detail=str(error)[:500])
-            if engine is not None:
-                engine.close()
-            return
-        old, self._engine = self._engine, engine
-        self._servicer.engine = engine
-        await self._health.set(True)
-        log.info("reloaded", **_told(engine), reload_s=round(time.perf_counter() - started, 3))
-        await old.drain(self.settings.grace_s)
-        old.close()
-        await old.wait_closed()
-        del old
+        else:
+            leaving, self._engine = self._engine, leaving
+            self._servicer.engine = self._engine
+            await self._health.set(True)
+            reload_s = round(time.perf_counter() - started, 3)
+            log.info("reloaded", **_told(self._engine), reload_s=reload_s)
+            await leaving.drain(self.settings.grace_s)
+        if leaving is not None:
+            leaving.close()
+            await leaving.wait_closed()
+            leaving = None
         keep_all()
         await asyncio.to_thread(give_back)
 

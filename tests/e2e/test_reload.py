@@ -110,6 +110,27 @@ async def test_nothing_is_left_of_the_bundle_that_was_in_service(server, stub, f
     assert (engine(), backend()) == (None, None)
 
 
+async def test_nothing_is_left_of_a_bundle_that_could_not_be_served(
+    server, stub, folder, monkeypatch
+):
+    prepare, prepared = server._prepare, []
+
+    def noted(*parts):
+        engine = prepare(*parts)
+        prepared.extend((weakref.ref(engine), weakref.ref(engine._backend)))
+        return engine
+
+    def dead(*_):
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(server, "_prepare", noted)
+    monkeypatch.setattr("service.ort_backend.OrtBackend.run", dead)
+    replace(folder)
+    server.reload()
+    await server._reloading
+    assert [one() for one in prepared] == [None, None]
+
+
 async def test_asked_twice_it_reloads_twice_one_after_the_other(server, stub, folder):
     load, begun, most = server._load, 0, 0
 
