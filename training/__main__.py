@@ -77,7 +77,11 @@ def _add_fit(commands: Any) -> None:
     command.add_argument(
         "--start-from",
         type=Path,
-        help="run folder of an earlier stage, or a bundle, to begin with the weights of",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="run folder of an earlier stage, or a bundle, to begin with the weights of; given "
+        "more than once, with their mean",
     )
     command.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"
@@ -236,8 +240,8 @@ def _fit(options: argparse.Namespace) -> int:
                 from training.tensorboard import Board
             board = stack.enter_context(Board(options.tensorboard))
         watch = None if board is None else board.watch
-        start = options.start_from
-        bundle = fit(config, options.data_dir, run, options.out, where, display, start, watch)
+        paths = options.data_dir, run, options.out
+        bundle = fit(config, *paths, where, display, options.start_from, watch)
         if bundle is not None and board is not None:
             board.test(bundle.manifest.metrics)
     if bundle is not None and options.results is not None:

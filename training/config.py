@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +15,7 @@ from training.data import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
+CHOICES = ("without", "only")  # of tables of a base
 
 
 class ConfigError(ValueError):
@@ -47,7 +48,10 @@ class TrainConfig(BaseModel):
         False, description="Begin with embeddings from co-occurrence, unlabelled text included."
     )
     epochs: int | None = Field(
-        None, ge=1, description="Passes over the rows; None: more the fewer rows there are."
+        None,
+        ge=0,
+        description="Passes over the rows; None: more the fewer rows there are; 0: none, what the "
+        "run starts from is finished as it is.",
     )
     max_batch_tokens: int = Field(2048, ge=64, description="Padded tokens in one step, all ranks.")
     crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
@@ -187,8 +191,8 @@ class RunConfig(BaseModel):
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it.
 
-    A file may begin with another: `base` names it, and `without` the tables of it to leave out; a
-    source or set of the same name says only what it has otherwise.
+    A file may begin with another: `base` names it, and `without` the tables of it to leave out, or
+    `only` those to keep; a source or set of the same name says only what it has otherwise.
     """
     values = {} if path is None else _read(path)
     _lay(values, overrides)
@@ -209,20 +213,29 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     _beside(path, values)
-    base, without = values.pop("base", None), values.pop("without", [])
+    base, chosen = values.pop("base", None), {key: values.pop(key, None) for key in CHOICES}
     if base is None:
         return values
-    if not (isinstance(base, str) and isinstance(without, list)):
-        raise ConfigError(f"{path}: base={base!r} is to be a file, without={without!r} a list")
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base!r} is to be a file")
+    for key, names in chosen.items():
+        if not (names is None or isinstance(names, list)):
+            raise ConfigError(f"{path}: {key}={names!r} is to be a list")
     beneath = _read(path.absolute().parent / base, (*above, path.resolve()))
-    unknown = set(map(str, without))
-    for kind in TABLES:
-        tables = [table for table in beneath.get(kind, ()) if isinstance(table, dict)]
-        beneath[kind] = [table for table in tables if table.get("name") not in without]
-        unknown -= {str(table.get("name")) for table in tables}
-    if unknown:
-        raise ConfigError(f"{path}: without={sorted(unknown)}: {base} has no such table")
+    for key, names in chosen.items():
+        if unknown := _choose(beneath, names or (), keep=key == "only" and names is not None):
+            raise ConfigError(f"{path}: {key}={unknown}: {base} has no such table")
     return _over(beneath, values)
+
+
+def _choose(values: dict[str, Any], names: Sequence[str], *, keep: bool) -> list[str]:
+    """Keep only the tables so named, or all but them; returns the names that none has."""
+    unknown = set(map(str, names))
+    for kind in TABLES:
+        tables = [table for table in values.get(kind, ()) if isinstance(table, dict)]
+        values[kind] = [table for table in tables if (table.get("name") in names) is keep]
+        unknown -= {str(table.get("name")) for table in tables}
+    return sorted(unknown)
 
 
 def _over(beneath: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

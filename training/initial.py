@@ -1,12 +1,15 @@
 """What a network begins with, where it is not what its seed draws."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.bundle import GRAPH, MANIFEST, BundleError, read_bundle, sha256
+from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, read_bundle, sha256
 from model.classifier import TextClassifier
 from model.tokenizer import Tokenizer
 from training.batches import Dataset
@@ -16,47 +19,88 @@ from training.train import BEST
 from training.vectors import token_vectors
 
 
-def begin_with(network: TextClassifier, start: Path) -> str:
-    """Load the weights of an earlier stage or of a bundle, but for a head of other classes; returns
-    what identifies them.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an earlier stage or a bundle gives a run to begin with; of several, their mean.
 
-    Layers that the earlier stage had not are added silent, their residual branches at zero as in
-    Fixup (Zhang, Dauphin and Ma 2019), so that the network begins as what it grew from.
+    Fine-tuned from one start, networks lie so near each other that the mean of their weights
+    answers like their ensemble, at the cost of one (model soups, Wortsman et al. 2022).
     """
-    path = start / (GRAPH if (start / MANIFEST).is_file() else BEST)
+
+    where: str
+    tokenizer: bytes
+    weights: dict[str, Tensor]
+    identity: str
+
+    @classmethod
+    def read(cls, places: Sequence[Path]) -> Self:
+        """The start that run folders and bundles are, one at least.
+
+        Raises `ConfigError` where one has no weights, or other ones than the first.
+        """
+        files = [place / (GRAPH if _is_bundle(place) else BEST) for place in places]
+        weights, tokenizers, identity = [], [], ""
+        for place, file in zip(places, files, strict=True):
+            try:
+                weights.append(_weights(place))
+                tokenizers.append((place / TOKENIZER).read_bytes())
+                identity += f"-{sha256(file.read_bytes())[:16]}"
+            except (OSError, RuntimeError, KeyError, BundleError) as error:
+                raise ConfigError(f"{file}: no weights to begin with: {error}") from error
+        shapes = [{name: value.shape for name, value in one.items()} for one in weights]
+        for file, shape, tokenizer in zip(files, shapes, tokenizers, strict=True):
+            if tokenizer != tokenizers[0]:
+                raise ConfigError(f"{file}: has another vocabulary than {files[0]}")
+            if shape != shapes[0]:
+                raise ConfigError(f"{file}: has other weights than {files[0]}")
+        mean = {
+            name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]
+        }
+        return cls(", ".join(map(str, files)), tokenizers[0], mean, identity)
+
+
+def begin_with(network: TextClassifier, start: Start) -> None:
+    """Load the weights of a start, but for a head of other classes. Raises `ConfigError`.
+
+    Layers that it had not are added silent, their residual branches at zero as in Fixup (Zhang,
+    Dauphin and Ma 2019), so that the network begins as what it grew from.
+    """
+    weights = dict(start.weights)
+    for number, layer in enumerate(network.encoder.stack()):
+        place = f"encoder.layers.{number}."
+        if not any(name.startswith(place) for name in weights):
+            nn.init.zeros_(layer.attention.out_proj.weight)
+            nn.init.zeros_(layer.feed_forward.down_proj.weight)
+            weights |= {place + name: value for name, value in layer.state_dict().items()}
+    if "head.bias" in weights and weights["head.bias"].shape != network.head.bias.shape:
+        weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
     try:
-        weights = _weights(start)
-        for number, layer in enumerate(network.encoder.stack()):
-            place = f"encoder.layers.{number}."
-            if not any(name.startswith(place) for name in weights):
-                nn.init.zeros_(layer.attention.out_proj.weight)
-                nn.init.zeros_(layer.feed_forward.down_proj.weight)
-                weights |= {place + name: value for name, value in layer.state_dict().items()}
-        if weights["head.bias"].shape != network.head.bias.shape:
-            weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
         network.load_state_dict(weights)
-    except (OSError, RuntimeError, KeyError, BundleError) as error:
-        raise ConfigError(f"{path}: no weights for this network: {error}") from error
-    return f"-{sha256(path.read_bytes())[:16]}"
+    except RuntimeError as error:
+        raise ConfigError(f"{start.where}: no weights for this network: {error}") from error
 
 
-def drawn_back(network: TextClassifier, start: Path, share: float) -> None:
+def drawn_back(network: TextClassifier, start: Start, share: float) -> None:
     """Let `share` of every weight be that of the start, as far as it is there: fine-tuned weights
     drawn back so forget less of what they were not shown (WiSE-FT, Wortsman et al. 2022)."""
-    before = _weights(start)
+    before = start.weights
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if name in before and before[name].shape == weight.shape:
                 weight.lerp_(before[name].to(weight.device), share)
 
 
-def _weights(start: Path) -> dict[str, Tensor]:
+def _is_bundle(place: Path) -> bool:
+    return (place / MANIFEST).is_file()
+
+
+def _weights(place: Path) -> dict[str, Tensor]:
     """By name, of a run folder the best so far; of a bundle all but its linear part, which is
     fitted to the rows at hand."""
-    if not (start / MANIFEST).is_file():
-        best: dict[str, Tensor] = torch.load(start / BEST, map_location="cpu", weights_only=True)
+    if not _is_bundle(place):
+        best: dict[str, Tensor] = torch.load(place / BEST, map_location="cpu", weights_only=True)
         return best
-    found = exported_weights(read_bundle(start).graph)
+    found = exported_weights(read_bundle(place).graph)
     return {name: value for name, value in found.items() if not name.startswith("linear.")}
 
 

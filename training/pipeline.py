@@ -2,9 +2,8 @@
 
 import datetime
 import importlib.metadata
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.bundle import About, Bundle, check_place, write_bundle
+from model.bundle import TOKENIZER, About, Bundle, check_place, write_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -22,11 +21,11 @@ from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
 from training.calibrate import Weights, abstention_threshold, alike, fit_shares, fit_temperature
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig
 from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
-from training.initial import begin_with, begin_with_vectors, drawn_back
+from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import LinearClassifier
 from training.progress import Display
 from training.splits import Splits, prepare
@@ -71,26 +70,30 @@ def fit(
     out: Path,
     where: Ranks,
     display: Display,
-    start: Path | None = None,
+    starts: Sequence[Path] = (),
     watch: Watch | None = None,
 ) -> Bundle | None:
     """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
 
-    `start` is the run folder of an earlier stage, or a bundle, whose tokenizer and weights this one
-    begins with; `watch` follows the evaluations. Returns the bundle in the first process, None in
-    the others.
+    `starts` are run folders of an earlier stage, or bundles, with whose tokenizer and mean weights
+    this one begins; `watch` follows the evaluations. Returns the bundle in the first process, None
+    in the others.
     """
     check_place(out)
+    start = Start.read(starts) if starts else None
+    if start is None and config.train.epochs == 0:
+        raise ConfigError("train.epochs=0 trains nothing; --start-from has to name what is trained")
     run.mkdir(parents=True, exist_ok=True)
-    if start is not None and where.first and not (run / "tokenizer.json").exists():
-        shutil.copy(start / "tokenizer.json", run)
+    if start is not None and where.first and not (run / TOKENIZER).exists():
+        (run / TOKENIZER).write_bytes(start.tokenizer)
     splits = prepare(config, base, display)
     encoded = encode_splits(config, splits, run, where)
     alone = start is None and where.first and not Trainer.begun(run)
     network = untrained(config, splits, encoded, vectors=alone)
     identity = config.fingerprint
     if start is not None:
-        identity += begin_with(network, start)
+        begin_with(network, start)
+        identity += start.identity
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
@@ -278,7 +281,7 @@ def code_identity() -> str:
 
 def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokenizer:
     """The run's tokenizer, learnt once by the first process and kept in the run folder."""
-    path, max_tokens = run / "tokenizer.json", config.network.max_tokens
+    path, max_tokens = run / TOKENIZER, config.network.max_tokens
     if where.first and not path.exists():
         tokenizer = Tokenizer.train(
             _sample(rows, np.random.default_rng(config.train.seed)),

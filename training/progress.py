@@ -1,6 +1,7 @@
 """What the trainer sees while a run is under way."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,7 +43,7 @@ class Meter:
         """Means so far, nothing reset."""
         elapsed_s = max(time.monotonic() - self.since_s, 1e-9)
         return {
-            "loss": self.loss_sum / max(self.steps, 1),
+            "loss": self.loss_sum / self.steps if self.steps else math.nan,
             "train_accuracy": self.correct / max(self.seen, 1),
             "texts_per_s": self.texts / elapsed_s,
         }

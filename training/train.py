@@ -112,7 +112,7 @@ class Trainer:
         )
         self.optimizer = optimizer(self.network, config)
         self.progress = Progress()
-        self.epochs = config.epochs or passes(batches.tokens)
+        self.epochs = passes(batches.tokens) if config.epochs is None else config.epochs
         half = config.precision == "bfloat16" or (
             config.precision == "auto" and where.device.type == "cuda"
         )
@@ -169,6 +169,8 @@ class Trainer:
                         break
                 else:
                     progress.epoch, progress.batch = progress.epoch + 1, 0
+        if not progress.history:  # no step to train: what the run starts from is what it keeps
+            self._evaluate(steps, meter, display)
         self._save()
         if self.where.world_size > 1:
             dist.barrier()

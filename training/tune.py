@@ -104,6 +104,8 @@ def tune(
         raise ConfigError(f"--trials {trials}: must be at least 1")
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes {minutes:g}: must be more than 0")
+    if config.train.epochs == 0:
+        raise ConfigError("train.epochs=0 trains nothing: no setting is better than another")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: must be a file in a folder that is there")
     splits = prepare(config, base, display)

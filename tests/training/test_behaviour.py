@@ -343,8 +343,9 @@ def test_no_sentence_of_ours_is_trained_on(ours):
         return " ".join(re.findall(r"\w+", text.lower()))
 
     language, tests = ours
-    trained = SourceConfig(name=language, path=f"everyday-{language}.toml")
-    seen = {bare(text) for text in read_rows(trained, None, CONFIGS)[0].texts}
+    files = [f"{kind}-{language}.toml" for kind in ("everyday", "order", "people")]
+    trained = [read_rows(SourceConfig(name=file, path=file), None, CONFIGS)[0] for file in files]
+    seen = {bare(text) for rows in trained for text in rows.texts}
     cases = [case for test in tests for case in test.cases]
     own = {text for case in cases for text in (case.text, case.changed) if text is not None}
     assert not {text for text in own if bare(text) in seen}

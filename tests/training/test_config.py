@@ -62,7 +62,7 @@ def test_lays_overrides_over_the_file(tmp_path: Path):
     assert (config.train.seed, config.train.epochs, config.name) == (7, 2, "other")
 
 
-def test_begins_with_another_file_and_leaves_out_what_it_names(tmp_path: Path):
+def test_begins_with_another_file_and_leaves_out_or_keeps_what_it_names(tmp_path: Path):
     (tmp_path / "base.toml").write_text(
         f'name = "whole"\nversion = "2"\n[train]\nseed = 3\n{SOURCE}'
         '[[sources]]\nname = "theirs"\npath = "./theirs.csv"\n'
@@ -81,9 +81,14 @@ def test_begins_with_another_file_and_leaves_out_what_it_names(tmp_path: Path):
     assert [source.name for source in config.sources] == ["theirs"]
     assert Path(str(config.sources[0].path)).resolve() == tmp_path / "theirs.csv"
     assert config.test == (), "of every kind of table"
-    path.write_text('base = "../base.toml"\nwithout = ["yours"]\n')
-    with pytest.raises(ConfigError, match=r"run.toml: without=\['yours'\]: ../base.toml has no"):
-        load_config(path, {})
+    path.write_text('base = "../base.toml"\nonly = ["mine"]\n')
+    config = load_config(path, {})
+    assert [one.name for one in (*config.sources, *config.test)] == ["mine", "mine"]
+    for choice in ("without", "only"):
+        path.write_text(f'base = "../base.toml"\n{choice} = ["yours"]\n')
+        said = rf"run.toml: {choice}=\['yours'\]: ../base.toml has no"
+        with pytest.raises(ConfigError, match=said):
+            load_config(path, {})
 
 
 def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
@@ -116,7 +121,8 @@ def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
         ('base = "gone.toml"', "gone.toml: cannot be read"),
         ('base = "run.toml"', "run.toml: base leads back to where it began"),
         ("base = 3", "run.toml: base=3 is to be a file"),
-        ('base = "run.toml"\nwithout = "mine"', "without='mine' a list"),
+        ('base = "run.toml"\nwithout = "mine"', "run.toml: without='mine' is to be a list"),
+        ('base = "run.toml"\nonly = 3', "run.toml: only=3 is to be a list"),
     ],
 )
 def test_refuses_a_base_that_is_none(tmp_path: Path, content: str, said: str):
@@ -136,7 +142,11 @@ def test_every_setting_is_part_of_what_identifies_a_run(tmp_path: Path):
     assert plain != load_config(path, {"network.layers": 3}).fingerprint
 
 
-RUNS = sorted([*CONFIGS.glob("embedded*.toml"), CONFIGS / "sizes.toml"])
+RUNS = sorted(
+    path
+    for path in CONFIGS.glob("*.toml")
+    if path.read_text().count('\nname = "realce-') + path.read_text().count("\nbase = ")
+)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)

@@ -275,7 +275,7 @@ def test_a_trial_cut_in_the_middle_goes_on_from_its_checkpoint(
         (["--minutes", "nan"], "--minutes nan: must be more than 0"),
         (["--out", "none/tuned.toml"], "--out none/tuned.toml: must be a file in a folder"),
         (["--run-dir", str(REVIEWS)], "--run-dir .*: cannot be made: File exists"),
-        (["--set", "train.epochs=0"], "train.epochs=0: .*greater than or equal to 1"),
+        (["--set", "train.epochs=0"], "train.epochs=0 trains nothing"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, capsys):
