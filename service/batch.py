@@ -18,7 +18,7 @@ class Entry:
     `input_ids` holds n arrays [S]; `deadline` is on the scheduler's clock, in seconds. `results`,
     by row, fill as batches return. Its future belongs to the batcher alone, which sets it when
     `missing` is 0. What still waits of it belongs to the scheduler: `waiting` holds rows at the
-    front by their length, `later` those behind.
+    front by their length, `later` those behind, and `turn` counts those at the front or running.
     """
 
     input_ids: list[IntArray]
@@ -29,6 +29,7 @@ class Entry:
     missing: int = 0
     waiting: dict[int, list[int]] = field(default_factory=dict)
     later: deque[int] = field(default_factory=deque)
+    turn: int = 0
     waiting_tokens: int = 0
     waiting_s: float = 0.0
 

@@ -2,7 +2,7 @@
 
 Calls wait by turn. The oldest of them, a batch of rows for each thread and one to choose from, are
 at the front, and only their rows are computed: a call is begun late and then finished soon, so that
-little is lost on callers who go. A call has a batch's worth of rows there in its turn; its next
+little is lost on callers who go. A call has two batches' worth of rows there in its turn; its next
 turn waits from when that has been computed, behind all who have come meanwhile: one of a thousand
 texts holds up none of one.
 
@@ -25,6 +25,7 @@ from service.types import Variant
 
 PADDING_SHARE = 0.5  # of a run, that padding may cost: left out, a row would rarely run alone
 RUN_SHARE = 0.05  # of a batch's time that its run itself may take: to save more is not worth a wait
+TURN = 2  # batches' worth of rows: a call of a little more than one would else wait twice
 LEAST_RUN_S = 1e-4  # what handing a batch to a thread and back costs, however fast the backend
 HEADROOM = 0.5  # share of its time that a call may spend waiting, by estimate, to be let in
 LEAST_RETRY_S = 0.01
@@ -79,7 +80,7 @@ class Scheduler:
 
     @property
     def queued_calls(self) -> int:
-        """Calls that wait; one of more than a batch's worth of tokens may count twice."""
+        """Calls that wait; one of more than its turn may count twice."""
         return len(self._queue) + len(self._front) + len(self._begun)
 
     def wait_s(self) -> float:
@@ -151,9 +152,11 @@ class Scheduler:
         return batch, expired
 
     def done(self, batch: Batch) -> None:
-        """A batch has been computed, whatever came of it: who has more rows queues again."""
-        for entry, _ in batch.parts:
-            if entry in self._begun and entry not in self._front:
+        """A batch has been computed, whatever came of it: whose turn is over, but not their rows,
+        queue again."""
+        for entry, rows in batch.parts:
+            entry.turn -= len(rows)
+            if not entry.turn and entry in self._begun:
                 self._queue_again(entry)
 
     def forget(self, entry: Entry) -> None:
@@ -184,6 +187,7 @@ class Scheduler:
             return None
         self._queue.clear()
         parts = [(entry, [entry.later.popleft()])]
+        entry.turn = 1
         self._wait(entry, -entry.waiting_tokens, -entry.waiting_s)
         return Batch(entry.request.variant, parts)
 
@@ -206,17 +210,18 @@ class Scheduler:
             if entry.abandoned:
                 self.forget(entry)
                 continue
-            turn, lanes = 0.0, self._lanes[entry.request.variant]
-            while entry.later and turn < 1:
+            batches, lanes = 0.0, self._lanes[entry.request.variant]
+            while entry.later and batches < TURN:
                 row = entry.later.popleft()
                 length = len(entry.input_ids[row])
                 lane = lanes.setdefault(length, Lane())
                 lane.calls[entry] = None
                 lane.rows += 1
                 entry.waiting.setdefault(length, []).append(row)
-                turn += self._share(length, entry.request.variant)
+                entry.turn += 1
+                batches += self._share(length, entry.request.variant)
             self._front[entry] = None
-            self._front_batches += turn
+            self._front_batches += batches
             if entry.later:
                 self._begun[entry] = None
 

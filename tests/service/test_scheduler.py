@@ -223,29 +223,22 @@ def test_a_call_of_many_texts_holds_up_none_of_one(scheduler):
     scheduler.add(many)
     scheduler.add(one)
     assert rows_of(scheduler) == [(many, [0, 1, 2, 3, 4, 5, 6, 7])]
-    # Its own next turn is early, but fills up the batch of the other.
-    assert rows_of(scheduler) == [(one, [0]), (many, [8, 9, 10, 11, 12, 13, 14])]
+    assert rows_of(scheduler) == [(many, [8, 9, 10, 11, 12, 13, 14, 15])]
+    # Its next turn is early, but fills up the batch of the other.
+    assert rows_of(scheduler) == [(one, [0]), (many, [16, 17, 18, 19, 20, 21, 22])]
 
 
 def test_the_next_turn_of_a_call_waits_from_when_the_one_before_is_computed(scheduler):
-    many, before, after = entry(*[8] * 20), entry(40), entry(40)
+    many, (before, meanwhile, after) = entry(*[8] * 20), [entry(40) for _ in range(3)]
     scheduler.add(many)
-    turn, _ = scheduler.next_batch()
+    halves = [scheduler.next_batch()[0] for _ in range(2)]
+    assert [half.parts for half in halves] == [[(many, [*range(8)])], [(many, [*range(8, 16)])]]
     scheduler.add(before)
-    scheduler.done(turn)
+    scheduler.done(halves[0])
+    scheduler.add(meanwhile)
+    scheduler.done(halves[1])
     scheduler.add(after)
-    assert [who for who, _ in every(scheduler)] == [before, many, after, many]
-
-
-def test_a_turn_of_two_batches_is_computed_once_both_are(scheduler):
-    many, other = entry(*[8] * 4, *[40] * 4), entry(*[8] * 4)
-    scheduler.add(many)
-    short, _ = scheduler.next_batch()
-    assert short.parts == [(many, [0, 1, 2, 3])]
-    scheduler.done(short)
-    scheduler.add(other)
-    assert rows_of(scheduler) == [(many, [4])], "what is left of its turn"
-    assert rows_of(scheduler) == [(other, [0, 1, 2, 3])]
+    assert [who for who, _ in every(scheduler)] == [before, meanwhile, many, after]
 
 
 def test_a_call_that_has_gone_has_no_further_turn(scheduler):
@@ -257,7 +250,7 @@ def test_a_call_that_has_gone_has_no_further_turn(scheduler):
     assert scheduler.next_batch() == (None, [])
 
 
-def test_a_call_begun_is_finished_before_the_next_up_to_a_batch_of_tokens(scheduler):
+def test_a_call_begun_is_finished_before_the_next_up_to_two_batches_of_tokens(scheduler):
     many, one = entry(*range(8, 64, 7)), entry(100)
     scheduler.add(many)
     scheduler.add(one)
@@ -266,10 +259,10 @@ def test_a_call_begun_is_finished_before_the_next_up_to_a_batch_of_tokens(schedu
         [(many, 8)],
         [(many, 15)],
         [(many, 22)],
-        [(many, 29)],  # 74 tokens, of 64
-        [(one, 100)],
+        [(many, 29)],
         [(many, 36)],
-        [(many, 43)],
+        [(many, 43)],  # 153 tokens, of 128
+        [(one, 100)],
         [(many, 50)],
         [(many, 57)],
     ]
@@ -307,11 +300,11 @@ def test_the_oldest_is_served_even_where_shorter_rows_would_fill_its_batch(clock
 
 
 def test_two_calls_of_many_texts_take_turns(scheduler):
-    first, second = entry(*[8] * 16), entry(*[8] * 16)
+    first, second = entry(*[8] * 32), entry(*[8] * 32)
     scheduler.add(first)
     scheduler.add(second)
-    order = [parts[0][0] for _ in range(4) for parts in [rows_of(scheduler)]]
-    assert order == [first, second, first, second]
+    order = [parts[0][0] for _ in range(8) for parts in [rows_of(scheduler)]]
+    assert order == 2 * [first, first, second, second]
 
 
 def test_a_passed_deadline_is_refused(scheduler):
