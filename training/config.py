@@ -213,17 +213,18 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     _beside(path, values)
-    base, chosen = values.pop("base", None), {key: values.pop(key, None) for key in CHOICES}
+    base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base={base!r} is to be a file")
+    chosen = {key: values.pop(key) for key in CHOICES if key in values}
     for key, names in chosen.items():
-        if not (names is None or isinstance(names, list)):
+        if not isinstance(names, list):
             raise ConfigError(f"{path}: {key}={names!r} is to be a list")
     beneath = _read(path.absolute().parent / base, (*above, path.resolve()))
     for key, names in chosen.items():
-        if unknown := _choose(beneath, names or (), keep=key == "only" and names is not None):
+        if unknown := _choose(beneath, names, keep=key == "only"):
             raise ConfigError(f"{path}: {key}={unknown}: {base} has no such table")
     return _over(beneath, values)
 

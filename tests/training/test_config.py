@@ -123,6 +123,7 @@ def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
         ("base = 3", "run.toml: base=3 is to be a file"),
         ('base = "run.toml"\nwithout = "mine"', "run.toml: without='mine' is to be a list"),
         ('base = "run.toml"\nonly = 3', "run.toml: only=3 is to be a list"),
+        (f'without = ["theirs"]\n{SOURCE}', "run.toml: without="),
     ],
 )
 def test_refuses_a_base_that_is_none(tmp_path: Path, content: str, said: str):
