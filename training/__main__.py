@@ -77,11 +77,7 @@ def _add_fit(commands: Any) -> None:
     command.add_argument(
         "--start-from",
         type=Path,
-        action="append",
-        default=[],
-        metavar="PLACE",
-        help="run folder of an earlier stage, or a bundle, to begin with the weights of; given "
-        "more than once, with their mean",
+        help="run folder of an earlier stage, or a bundle, to begin with the weights of",
     )
     command.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"

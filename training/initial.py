@@ -1,6 +1,5 @@
 """What a network begins with, where it is not what its seed draws."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,42 +20,33 @@ from training.vectors import token_vectors
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What an earlier stage or a bundle gives a run to begin with; of several, their mean.
+    """What the run folder of an earlier stage, or a bundle, gives a run to begin with.
 
-    Fine-tuned from one start, networks lie so near each other that the mean of their weights
-    answers like their ensemble, at the cost of one (model soups, Wortsman et al. 2022).
+    `weights` by name, of a run folder the best so far, of a bundle all but its linear part, which
+    is fitted to the rows at hand; `identity` tells one start from another.
     """
 
-    where: str
+    path: Path
     tokenizer: bytes
     weights: dict[str, Tensor]
     identity: str
 
     @classmethod
-    def read(cls, places: Sequence[Path]) -> Self:
-        """The start that run folders and bundles are, one at least.
-
-        Raises `ConfigError` where one has no weights, or other ones than the first.
-        """
-        files = [place / (GRAPH if _is_bundle(place) else BEST) for place in places]
-        weights, tokenizers, identity = [], [], ""
-        for place, file in zip(places, files, strict=True):
-            try:
-                weights.append(_weights(place))
-                tokenizers.append((place / TOKENIZER).read_bytes())
-                identity += f"-{sha256(file.read_bytes())[:16]}"
-            except (OSError, RuntimeError, KeyError, BundleError) as error:
-                raise ConfigError(f"{file}: no weights to begin with: {error}") from error
-        shapes = [{name: value.shape for name, value in one.items()} for one in weights]
-        for file, shape, tokenizer in zip(files, shapes, tokenizers, strict=True):
-            if tokenizer != tokenizers[0]:
-                raise ConfigError(f"{file}: has another vocabulary than {files[0]}")
-            if shape != shapes[0]:
-                raise ConfigError(f"{file}: has other weights than {files[0]}")
-        mean = {
-            name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]
-        }
-        return cls(", ".join(map(str, files)), tokenizers[0], mean, identity)
+    def read(cls, place: Path) -> Self:
+        """Raises `ConfigError` where there are no weights."""
+        is_bundle = (place / MANIFEST).is_file()
+        path = place / (GRAPH if is_bundle else BEST)
+        try:
+            if is_bundle:
+                found = exported_weights(read_bundle(place).graph)
+                weights = {name: of for name, of in found.items() if not name.startswith("linear.")}
+            else:
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+            return cls(
+                path, (place / TOKENIZER).read_bytes(), weights, sha256(path.read_bytes())[:16]
+            )
+        except (OSError, RuntimeError, KeyError, BundleError) as error:
+            raise ConfigError(f"{path}: no weights to begin with: {error}") from error
 
 
 def begin_with(network: TextClassifier, start: Start) -> None:
@@ -77,7 +67,7 @@ def begin_with(network: TextClassifier, start: Start) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"{start.where}: no weights for this network: {error}") from error
+        raise ConfigError(f"{start.path}: no weights for this network: {error}") from error
 
 
 def drawn_back(network: TextClassifier, start: Start, share: float) -> None:
@@ -88,20 +78,6 @@ def drawn_back(network: TextClassifier, start: Start, share: float) -> None:
         for name, weight in network.named_parameters():
             if name in before and before[name].shape == weight.shape:
                 weight.lerp_(before[name].to(weight.device), share)
-
-
-def _is_bundle(place: Path) -> bool:
-    return (place / MANIFEST).is_file()
-
-
-def _weights(place: Path) -> dict[str, Tensor]:
-    """By name, of a run folder the best so far; of a bundle all but its linear part, which is
-    fitted to the rows at hand."""
-    if not _is_bundle(place):
-        best: dict[str, Tensor] = torch.load(place / BEST, map_location="cpu", weights_only=True)
-        return best
-    found = exported_weights(read_bundle(place).graph)
-    return {name: value for name, value in found.items() if not name.startswith("linear.")}
 
 
 def begin_with_vectors(

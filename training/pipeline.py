@@ -3,7 +3,7 @@
 import datetime
 import importlib.metadata
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,17 @@ def fit(
     out: Path,
     where: Ranks,
     display: Display,
-    starts: Sequence[Path] = (),
+    start_from: Path | None = None,
     watch: Watch | None = None,
 ) -> Bundle | None:
     """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
 
-    `starts` are run folders of an earlier stage, or bundles, with whose tokenizer and mean weights
-    this one begins; `watch` follows the evaluations. Returns the bundle in the first process, None
-    in the others.
+    `start_from` is the run folder of an earlier stage, or a bundle, whose tokenizer and weights
+    this one begins with; `watch` follows the evaluations. Returns the bundle in the first process,
+    None in the others.
     """
     check_place(out)
-    start = Start.read(starts) if starts else None
+    start = None if start_from is None else Start.read(start_from)
     if start is None and config.train.epochs == 0:
         raise ConfigError("train.epochs=0 trains nothing; --start-from has to name what is trained")
     run.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def fit(
     identity = config.fingerprint
     if start is not None:
         begin_with(network, start)
-        identity += start.identity
+        identity += f"-{start.identity}"
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"

@@ -37,7 +37,7 @@ def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classe
         for parameter in network.parameters():
             parameter.add_(1.0)
     drawn = network.head.bias.clone()
-    begin_with(network, Start.read([stage]))
+    begin_with(network, Start.read(stage))
     before = random_network(classes=2, **SHAPE)
     assert torch.equal(network.embedding.weight, before.embedding.weight)
     assert torch.equal(network.pooling.v_proj.weight, before.pooling.v_proj.weight)
@@ -49,7 +49,7 @@ def test_a_later_stage_begins_with_all_but_a_head_of_other_classes(stage, classe
 def test_a_network_grown_by_layers_begins_as_what_it_grew_from(tmp_path, layers):
     before = random_network(classes=2, **SHAPE | {"layers": layers})
     network = random_network(classes=2, **SHAPE)
-    begin_with(network, Start.read([run_folder(tmp_path, before.state_dict())]))
+    begin_with(network, Start.read(run_folder(tmp_path, before.state_dict())))
     input_ids = torch.tensor([[5, 7, 9, 11], [4, 8, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     assert torch.equal(network(input_ids, mask), before(input_ids, mask))
@@ -75,7 +75,7 @@ def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(
     config = load_config(None, TINY | rows | frozen | {"exclude_held_out": False})
     where = Ranks(0, 1, torch.device("cpu"))
     paths = Path(), tmp_path / "run", tmp_path / "bundle"
-    again = fit(config, *paths, where, Display(quiet=True), starts=[tiny_bundle])
+    again = fit(config, *paths, where, Display(quiet=True), start_from=tiny_bundle)
     before = read_bundle(tiny_bundle)
     assert again.tokenizer.to_json() == before.tokenizer.to_json()
     deep, whole = exported_weights(again.graph), exported_weights(before.graph)
@@ -89,57 +89,33 @@ def test_weights_are_drawn_back_to_where_they_came_from_as_far_as_that_is_there(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0)
-    drawn_back(network, Start.read([stage]), 0.25)
+    drawn_back(network, Start.read(stage), 0.25)
     before = random_network(classes=2, **SHAPE)
     torch.testing.assert_close(network.query, 0.25 * before.query + 0.75)
     torch.testing.assert_close(network.embedding.weight, 0.25 * before.embedding.weight + 0.75)
     assert (network.head.weight == 1).all(), "a head of other classes is new"
 
 
-def test_of_several_starts_a_network_begins_with_the_mean(tmp_path):
-    before = random_network(classes=2, **SHAPE).state_dict()
-    places = [
-        run_folder(tmp_path / name, {name: part * factor for name, part in before.items()})
-        for name, factor in (("once", 1.0), ("twice", 2.0), ("six", 6.0))
-    ]
-    network = random_network(classes=2, **SHAPE)
-    begin_with(network, Start.read(places))
-    for name, weights in network.state_dict().items():
-        torch.testing.assert_close(weights, 3 * before[name])
-
-
-def test_a_start_is_known_by_all_that_it_is_made_of(tmp_path):
+def test_a_start_is_known_by_its_weights(tmp_path):
     weights = random_network(classes=2, **SHAPE).state_dict()
-    one = run_folder(tmp_path / "one", weights)
-    other = run_folder(tmp_path / "other", weights | {"head.bias": torch.ones(2)})
-    identities = {Start.read(places).identity for places in ([one], [other], [one, other])}
-    assert len(identities) == 3
-
-
-@pytest.mark.parametrize(
-    ("shape", "tokenizer", "reason"),
-    [
-        (SHAPE | {"d_ff": 48}, b"{}", "has other weights than"),
-        (SHAPE | {"layers": 1}, b"{}", "has other weights than"),
-        (SHAPE, b"[]", "has another vocabulary than"),
-    ],
-)
-def test_starts_that_are_not_alike_have_no_mean(shape, tokenizer, reason, stage, tmp_path):
-    weights = random_network(classes=2, **shape).state_dict()
-    other = run_folder(tmp_path / "other", weights, tokenizer)
-    with pytest.raises(ConfigError, match=rf"other/best\.pt: {reason} .*best\.pt"):
-        Start.read([stage, other])
+    places = [
+        run_folder(tmp_path / "one", weights),
+        run_folder(tmp_path / "same", weights),
+        run_folder(tmp_path / "other", weights | {"head.bias": torch.ones(2)}),
+    ]
+    one, same, other = (Start.read(place).identity for place in places)
+    assert one == same != other
 
 
 def test_a_place_without_weights_is_no_start(tmp_path):
     with pytest.raises(ConfigError, match=r"none/best\.pt: no weights to begin with"):
-        Start.read([tmp_path / "none"])
+        Start.read(tmp_path / "none")
 
 
 def test_weights_of_another_network_are_refused(stage):
     wider = random_network(classes=2, **SHAPE | {"d_ff": 48})
     with pytest.raises(ConfigError, match=r"best\.pt: no weights for this network"):
-        begin_with(wider, Start.read([stage]))
+        begin_with(wider, Start.read(stage))
 
 
 def test_a_run_without_training_needs_a_start(tmp_path):

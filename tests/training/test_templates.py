@@ -59,7 +59,7 @@ def test_a_file_that_is_none_is_refused_by_place(content, reason, tmp_path):
         read_rows(write(tmp_path, content), None, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["everyday", "order", "people"])
+@pytest.mark.parametrize("kind", ["everyday", "order"])
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_our_own_sentences_are_many_and_even(kind, language):
     source = SourceConfig(name=language, path=f"{kind}-{language}.toml")
