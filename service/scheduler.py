@@ -319,17 +319,17 @@ class Scheduler:
 
         Calls take turns: each of the others has as many turns before it as it needs itself.
         """
-        most_s = {v: max(compute_s, self._batch_s(v) * self.costs.pace(v)) for v in Variant}
+        most_s = {v: max(compute_s, self._turn_s(v) * self.costs.pace(v)) for v in Variant}
         return sum(min(entry.waiting_s, most_s[entry.request.variant]) for entry in self._waiting())
 
     def _waiting(self) -> dict[Entry, None]:
         """All calls with rows that are not yet computed."""
         return self._front | self._queue | self._begun
 
-    def _batch_s(self, variant: Variant) -> float:
-        """Seconds of a full batch, that of short rows."""
+    def _turn_s(self, variant: Variant) -> float:
+        """Seconds of the longest turn, that of short rows."""
         pays_s = self._run_s(variant) / RUN_SHARE
-        return min(pays_s, self.max_batch_tokens * self.costs.of(variant).token_s)
+        return TURN * min(pays_s, self.max_batch_tokens * self.costs.of(variant).token_s)
 
     def _run_s(self, variant: Variant) -> float:
         """Seconds of a run, whatever is in it."""

@@ -219,7 +219,7 @@ def test_slow_views_do_not_make_plain_calls_look_late(scheduler):
 
 
 def test_a_call_of_many_texts_holds_up_none_of_one(scheduler):
-    many, one = entry(*[8] * 100), entry(8, deadline=101.5)  # 8 s, 0.64 s a batch
+    many, one = entry(*[8] * 100), entry(8, deadline=103.0)  # 8 s, 1.28 s a turn
     scheduler.add(many)
     scheduler.add(one)
     assert rows_of(scheduler) == [(many, [0, 1, 2, 3, 4, 5, 6, 7])]
