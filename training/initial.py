@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Self
 
 import numpy as np
@@ -42,10 +43,9 @@ class Start:
                 weights = {name: of for name, of in found.items() if not name.startswith("linear.")}
             else:
                 weights = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(
-                path, (place / TOKENIZER).read_bytes(), weights, sha256(path.read_bytes())[:16]
-            )
-        except (OSError, RuntimeError, KeyError, BundleError) as error:
+            identity = sha256(path.read_bytes())[:16]
+            return cls(path, (place / TOKENIZER).read_bytes(), weights, identity)
+        except (OSError, RuntimeError, EOFError, UnpicklingError, BundleError) as error:
             raise ConfigError(f"{path}: no weights to begin with: {error}") from error
 
 

@@ -107,9 +107,12 @@ def test_a_start_is_known_by_its_weights(tmp_path):
     assert one == same != other
 
 
-def test_a_place_without_weights_is_no_start(tmp_path):
-    with pytest.raises(ConfigError, match=r"none/best\.pt: no weights to begin with"):
-        Start.read(tmp_path / "none")
+@pytest.mark.parametrize("content", [None, b"", b"no weights", b"PK\x03\x04 cut short"])
+def test_a_place_without_weights_is_no_start(content, tmp_path):
+    if content is not None:
+        (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"best\.pt: no weights to begin with"):
+        Start.read(tmp_path)
 
 
 def test_weights_of_another_network_are_refused(stage):
