@@ -152,7 +152,7 @@ class Batcher:
                 self._work.notify()
 
     def _is_alone(self) -> bool:
-        """Is there one call only, and was there no more lately?"""
+        """Was there no company lately, and is there none now?"""
         return self._clock() - self._company_at > ALONE_S
 
     def _is_at_most(self, seconds: float) -> bool:
