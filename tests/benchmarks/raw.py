@@ -5,8 +5,9 @@
     python -m tests.benchmarks.raw single --bundle service/bundle --threads 1
 
 `sorted`: tokenize all texts, sort them by length, compute batches of 32. `arriving`: batches of 32
-as they come, padded to the longest. `single`: tokenize and compute one text at a time. Each thread
-computes batches of its own with one intra-op thread.
+as they come, padded to the longest. `single`: tokenize and compute one text at a time, with a
+`pause` after each at the pace of a caller who waits for every answer: a processor that has been
+idle computes slower. Each thread computes batches of its own with one intra-op thread.
 """
 
 import argparse
@@ -74,8 +75,9 @@ def in_batches(raw: Raw, pool: ThreadPoolExecutor, texts: Sequence[str], *, sort
         pass
 
 
-def one_by_one(raw: Raw, texts: Iterable[str], until: float) -> list[float]:
-    """A thread's share of single texts until that time; the seconds that each took."""
+def one_by_one(raw: Raw, texts: Iterable[str], until: float, pause: float = 0.0) -> list[float]:
+    """A thread's share of single texts until that time, that many seconds apart; the seconds that
+    each took, pauses left out."""
     taken = []
     for text in texts:
         started = time.perf_counter()
@@ -84,10 +86,14 @@ def one_by_one(raw: Raw, texts: Iterable[str], until: float) -> list[float]:
         taken.append(ended - started)
         if ended > until:
             break
+        if pause:
+            time.sleep(pause)
     return taken
 
 
-def measure(kind: str, raw: Raw, texts: Sequence[str], threads: int, seconds: float) -> Figures:
+def measure(
+    kind: str, raw: Raw, texts: Sequence[str], threads: int, seconds: float, pause: float = 0.0
+) -> Figures:
     """Run one kind of loop for about so many seconds, after a warm-up that is not measured."""
     with ThreadPoolExecutor(threads) as pool:
         in_batches(raw, pool, texts[: BATCH * threads], sort=True)
@@ -96,7 +102,7 @@ def measure(kind: str, raw: Raw, texts: Sequence[str], threads: int, seconds: fl
         until = started + seconds
         if kind == "single":
             shares = [itertools.cycle(texts[number::threads]) for number in range(threads)]
-            for times in pool.map(lambda share: one_by_one(raw, share, until), shares):
+            for times in pool.map(lambda share: one_by_one(raw, share, until, pause), shares):
                 taken += times
             count = len(taken)
         else:
@@ -123,6 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: the CPU quota")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds, after a single text")
     parser.add_argument("--count", type=int, default=1280, help="how many different texts")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, else made ones")
     parser.add_argument("--lengths", choices=LENGTHS, default="reviews", help="of made texts")
@@ -131,7 +138,8 @@ def main() -> None:
     texts = chosen(options.texts, options.count, lengths=options.lengths, seed=options.seed)
     raw = Raw(read_bundle(options.bundle), threads=1, device=options.device)
     threads = options.threads or cpu_quota()
-    print(json.dumps(strict(measure(options.kind, raw, texts, threads, options.seconds))))
+    figures = measure(options.kind, raw, texts, threads, options.seconds, options.pause)
+    print(json.dumps(strict(figures)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ COLUMNS = {
     "times_plain": ("× plain", ".2f"),
     "p50_ms": ("p50 ms", ",.1f"),
     "p50_over_raw_ms": ("over raw ms", "+.1f"),
+    "p50_over_paced_ms": ("over paced ms", "+.1f"),
     "p99_ms": ("p99 ms", ",.1f"),
     "times_alone": ("p99 × alone", ".1f"),
     "long_p99_ms": ("longest tenth p99 ms", ",.1f"),

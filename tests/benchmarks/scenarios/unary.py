@@ -17,8 +17,9 @@ SHOWN: tuple[str, ...] = (
     "over_raw",
     "times_raw",
 )
-SHOWN += ("p50_ms", "p50_over_raw_ms", "p99_ms", "rss_mb")
+SHOWN += ("p50_ms", "p50_over_raw_ms", "p50_over_paced_ms", "p99_ms", "rss_mb")
 EMPTY = "empty grpc.aio method"
+PACED, PAUSE_S = f"{RAW}, paced", 1e-3
 
 
 def run(bench: Bench) -> Result:
@@ -38,15 +39,19 @@ def run(bench: Bench) -> Result:
                     )
             phases[RAW, name, CROWD] = partial(bench.raw, "sorted", folder)
             phases[RAW, name, "as they come"] = partial(bench.raw, "arriving", folder)
-            phases[RAW, name, ALONE] = partial(bench.raw, "single", folder, threads=1)
+            single = partial(bench.raw, "single", folder, threads=1)
+            phases[RAW, name, ALONE] = single
+            phases[PACED, name, ALONE] = partial(single, pause=PAUSE_S)
         result = Result("unary", bench.interleave(phases), SHOWN)
     result.relate("times_raw", "cpu_s_per_1000", RAW, CROWD)
     result.relate("over_raw", "cpu_s_per_1000", RAW, CROWD, by=operator.sub)
     result.relate("times_unbatched", "texts_per_s", UNBATCHED)
     result.relate("of_empty", "texts_per_s", EMPTY)
     result.relate("p50_over_raw_ms", "p50_ms", RAW, by=operator.sub)
+    result.relate("p50_over_paced_ms", "p50_ms", PACED, by=operator.sub)
     result.notes.append(
         f"{RAW}: with {CROWD}, batches of 32 sorted by length, a thread for each CPU; "
-        f"with {ALONE}, one text at a time on one thread"
+        f"with {ALONE}, one text at a time on one thread; paced: each {PAUSE_S * 1e3:g} ms after "
+        "the last, as a caller's texts come"
     )
     return result
