@@ -12,7 +12,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from training.formats import DataError, read_file, read_hub
 
@@ -27,6 +35,7 @@ Shares = Mapping[str, float]  # by class, sums to 1
 _NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_SPANS = TypeAdapter(list[tuple[int, int]])
 
 
 class SourceConfig(BaseModel):
@@ -51,6 +60,12 @@ class SourceConfig(BaseModel):
     origin: str = ""
     unit: Literal["text", "sentences"] = Field(
         "text", description="'sentences': each sentence under its text's label (weak labels)."
+    )
+    passages: str | None = Field(
+        None,
+        description="Column of what in a text tells its label, marked by people: pairs of word "
+        "offsets, the second beyond the last word ([[3, 7], …], as ERASER writes them). These "
+        "passages stand for the text.",
     )
     matching: str | None = Field(
         None, description="Use only the texts that this regular expression matches as a whole."
@@ -84,6 +99,8 @@ class SourceConfig(BaseModel):
     def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError(f"{self.name}: give one of path and hub")
+        if self.passages is not None and self.unit != "text":
+            raise ValueError(f"{self.name}: give one of passages and unit={self.unit!r}")
         return self
 
     @field_validator("matching")
@@ -157,7 +174,7 @@ def read_rows(
     texts: list[str] = []
     shares: list[Shares] = []
     dropped: Counter[str] = Counter()
-    for place, text, value in _records(source, base):
+    for place, text, value, passages in _records(source, base):
         share = _shares(source, labels, value)
         if share is None:
             dropped["left-out label"] += 1
@@ -169,7 +186,7 @@ def read_rows(
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
         text = _tidied(source, text)
         whole = excluded(text, held_out)
-        for piece in sentences(text) if source.unit == "sentences" else [text]:
+        for piece in _pieces(source, text, passages):
             if not piece:
                 dropped["blank"] += 1
             elif source.matching is not None and not re.fullmatch(source.matching, piece):
@@ -205,7 +222,7 @@ def read_rows(
 def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
     """Texts and their translations out of two files with as many rows. Raises `DataError`."""
     columns = [  # of which no label is asked: the text stands in for it
-        [text for _, text, _ in _records(SourceConfig(name=file, path=file, label="text"), base)]
+        [text for _, text, *_ in _records(SourceConfig(name=file, path=file, label="text"), base)]
         for file in files
     ]
     one, other = map(len, columns)
@@ -217,7 +234,7 @@ def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
 
 def read_texts(source: SourceConfig, base: Path) -> list[str]:
     """The texts of a source, each once, whatever its label column says."""
-    texts = dict.fromkeys(_tidied(source, text) for _, text, _ in _records(source, base))
+    texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _records(source, base))
     texts.pop("", None)
     return list(texts)[: source.limit]
 
@@ -240,7 +257,7 @@ def row_key(text: str) -> str:
 def read_keys(path: Path) -> frozenset[str]:
     """Row keys listed in the `key` column of a CSV file."""
     source = SourceConfig(name=path.name, path=str(path), text="key", label="key")
-    return frozenset(key for _, key, _ in _records(source, Path()))
+    return frozenset(key for _, key, *_ in _records(source, Path()))
 
 
 def deduplicate(parts: Sequence[Rows]) -> tuple[Rows, dict[str, int]]:
@@ -332,15 +349,23 @@ def _where(source: SourceConfig, base: Path) -> str:
     return f"hub:{source.hub}" if source.path is None else str(base / source.path)
 
 
-def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any]]:
-    """Place ('line 7', or 'row 7' where there are no lines), text and label value of every row."""
+def _pieces(source: SourceConfig, text: str, passages: list[str]) -> list[str]:
+    """What a source makes rows of."""
+    if source.passages is not None:
+        return [_tidied(source, passage) for passage in passages]
+    return sentences(text) if source.unit == "sentences" else [text]
+
+
+def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, list[str]]]:
+    """Place ('line 7', or 'row 7' where there are no lines), text, label value and passages of
+    every row."""
     where = _where(source, base)
-    columns = (source.text, source.label)
+    columns = [source.text, source.label, *filter(None, [source.passages])]
     if source.hub is not None:
         records = read_hub(source.hub, source.hub_config, source.hub_split, columns)
     else:
         records = read_file(base / str(source.path), columns)
-    for place, text, value in records:
+    for place, (text, value, *marked) in records:
         if not isinstance(text, str):
             raise DataError(f"{where}: {place}: {source.text}={text!r:.40} is not text")
         if value is None:
@@ -352,4 +377,23 @@ def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any]]
                 raise DataError(
                     f"{where}: {place}: {source.text} is not Unicode text: {error.reason}"
                 ) from error
-        yield place, text, value
+        try:
+            passages = [passage for spans in marked for passage in _passages(text, spans)]
+        except ValueError as error:
+            raise DataError(f"{where}: {place}: {source.passages}={error}") from error
+        yield place, text, value, passages
+
+
+def _passages(text: str, spans: Any) -> list[str]:
+    """The passages of a text at pairs of word offsets, which a table spells as JSON. Raises
+    `ValueError`."""
+    try:
+        read = _SPANS.validate_json if isinstance(spans, str) else _SPANS.validate_python
+        pairs = read(spans)
+    except ValidationError as error:
+        raise ValueError(f"{spans!r:.40} is no list of pairs of word offsets") from error
+    words = text.split()
+    for first, end in pairs:
+        if not 0 <= first < end <= len(words):
+            raise ValueError(f"…[{first}, {end}]… is outside of a text of {len(words)} words")
+    return [" ".join(words[first:end]) for first, end in pairs]

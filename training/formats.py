@@ -19,10 +19,14 @@ class DataError(ValueError):
     """The rows cannot be used; the message names file, line or column, value and limit."""
 
 
-def read_file(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
-    """Place of every row ('line 7', or 'row 7' in a file without lines) and its two `columns`.
+Record = tuple[str, Sequence[Any]]  # where it is, and its columns' values
 
-    A TOML file holds sentences by template (`training.templates`) and has no columns.
+
+def read_file(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """Place of every row ('line 7', or 'row 7' in a file without lines) and its `columns`.
+
+    A TOML file holds sentences by template (`training.templates`); whatever the columns, it has
+    sentence and label.
 
     The format is told by the name. Raises `DataError`, with file and place, where it breaks.
     """
@@ -57,9 +61,7 @@ def read_file(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, 
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_hub(
-    name: str, config: str | None, split: str, columns: tuple[str, str]
-) -> Iterator[tuple[str, Any, Any]]:
+def read_hub(name: str, config: str | None, split: str, columns: Sequence[str]) -> Iterator[Record]:
     """Rows of a set on a hub, as `read_file` gives them."""
     import datasets  # slow to import, rarely needed
 
@@ -69,10 +71,10 @@ def read_hub(
         raise DataError(f"hub:{name}: cannot be loaded: {error}") from error
     _check_columns(f"hub:{name}", table.column_names, columns)
     for number, record in enumerate(table, 1):
-        yield f"row {number}", record[columns[0]], record[columns[1]]
+        yield f"row {number}", [record[column] for column in columns]
 
 
-def _check_columns(where: str, present: Sequence[str], wanted: tuple[str, str]) -> None:
+def _check_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     for column in wanted:
         if column not in present:
             raise DataError(f"{where}: no column {column!r}; there are {list(present)}")
@@ -95,13 +97,11 @@ def _undecodable_line(path: Path) -> int:
     return 1
 
 
-def _table(
-    path: Path, lines: TextIO, columns: tuple[str, str], delimiter: str
-) -> Iterator[tuple[str, str, str]]:
+def _table(path: Path, lines: TextIO, columns: Sequence[str], delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
-    text = label = 0
+    at: list[int] = []
     while True:
         line = reader.line_num + 1  # a quoted text may go on over several
         try:
@@ -114,18 +114,18 @@ def _table(
             continue
         if not header:
             _check_columns(str(path), row, columns)
-            header, (text, label) = row, map(row.index, columns)
+            header, at = row, [row.index(column) for column in columns]
         elif len(row) != len(header):
             raise DataError(
                 f"{path}: line {line}: {len(row)} columns, the header has {len(header)}"
             )
         else:
-            yield f"line {line}", row[text], row[label]
+            yield f"line {line}", [row[i] for i in at]
     if not header:
         raise DataError(f"{path}: empty file")
 
 
-def _jsonl(path: Path, lines: TextIO, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
+def _jsonl(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -137,20 +137,19 @@ def _jsonl(path: Path, lines: TextIO, columns: tuple[str, str]) -> Iterator[tupl
         if not isinstance(record, dict):
             raise DataError(f"{path}: {place}: is no JSON object")
         _check_columns(f"{path}: {place}", list(record), columns)
-        yield place, record[columns[0]], record[columns[1]]
+        yield place, [record[column] for column in columns]
 
 
-def _templates(path: Path) -> Iterator[tuple[str, str, str]]:
+def _templates(path: Path) -> Iterator[Record]:
     try:
         with _open(path) as file:
-            yield from read_templates(file.read().decode())
+            for place, sentence, label in read_templates(file.read().decode()):
+                yield place, (sentence, label)
     except (ValueError, OSError) as error:  # TOML that does not parse is a ValueError, too
         raise DataError(f"{path}: {error}") from error
 
 
-def _parquet(
-    path: Path, content: bytes, columns: tuple[str, str]
-) -> Iterator[tuple[str, Any, Any]]:
+def _parquet(path: Path, content: bytes, columns: Sequence[str]) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -159,8 +158,8 @@ def _parquet(
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         _check_columns(str(path), table.schema_arrow.names, columns)
         for batch in table.iter_batches(columns=list(dict.fromkeys(columns))):
-            for text, value in zip(*(batch[column].to_pylist() for column in columns), strict=True):
+            for values in zip(*(batch[column].to_pylist() for column in columns), strict=True):
                 number += 1
-                yield f"row {number}", text, value
+                yield f"row {number}", values
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not Parquet: {error}") from error

@@ -103,6 +103,50 @@ def test_sentences_carry_their_texts_label(tmp_path):
     assert rows.labels.tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "rows.jsonl",
+            '{"text": "A slow start.\\nBut what <br />an end !", "label": 1, "why": [[4, 8]]}\n'
+            '{"text": "dull and loud", "label": 0, "why": [[0, 1], [2, 3]]}\n'
+            '{"text": "as it is", "label": 0, "why": []}\n',
+        ),
+        (
+            "rows.csv",
+            'text,label,why\n"A slow start.\nBut what <br />an end !",1,"[[4, 8]]"\n'
+            'dull and loud,0,"[[0, 1], [2, 3]]"\nas it is,0,[]\n',
+        ),
+    ],
+)
+def test_passages_stand_for_their_text(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    rows, _, _ = read(tmp_path / name, passages="why", strip_html=True)
+    assert rows.texts == ["what  an end", "dull", "loud"]
+    assert rows.labels.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("[[0, 4]]", r"line 2: why=…\[0, 4\]… is outside of a text of 3 words"),
+        ("[[2, 2]]", r"line 2: why=…\[2, 2\]… is outside"),
+        ("[[-1, 2]]", r"line 2: why=…\[-1, 2\]… is outside"),
+        ("[[1]]", r"line 2: why='\[\[1\]\]' is no list of pairs of word offsets"),
+        ("loud", "line 2: why='loud' is no list of pairs of word offsets"),
+    ],
+)
+def test_passages_that_are_none_are_refused(tmp_path, why, reason):
+    path = csv_file(tmp_path, f'text,label,why\ndull and loud,0,"{why}"\n')
+    with pytest.raises(DataError, match=reason):
+        read(path, passages="why")
+
+
+def test_passages_and_sentences_are_one_or_the_other():
+    with pytest.raises(ValidationError, match="s: give one of passages and unit='sentences'"):
+        SourceConfig(name="s", path="rows.csv", unit="sentences", passages="why")
+
+
 def test_frames_stand_for_the_texts_that_match(tmp_path):
     path = csv_file(tmp_path, "text,label\na fine film,1\nfine films,1\na poor one,0\n")
     turned = {"0": "good", "1": "bad"}
