@@ -25,6 +25,7 @@ SCENARIOS = (
     "dead",
     "memory",
     "reload",
+    "workers",
     "parity",
     "training",
     "precision",

@@ -102,9 +102,9 @@ class Bench:
         """Name and folder of the bundle for scenarios that use only one."""
         return next(iter(self.bundles.items()))
 
-    def serve(self, bundle: Path) -> Process:
-        """Our server, as `realce serve` starts it, with the flags of `--serve`."""
-        return Process([sys.executable, "-m", "service", "serve", *self._flags(bundle)])
+    def serve(self, bundle: Path, *flags: str) -> Process:
+        """Our server, as `realce serve` starts it, with these flags and those of `--serve`."""
+        return Process([sys.executable, "-m", "service", "serve", *self._flags(bundle), *flags])
 
     def measured(self, bundle: Path, backend: str) -> Process:
         """Our server with a backend of `tests.benchmarks.server`."""

@@ -21,6 +21,7 @@ COLUMNS = {
     "over_raw": ("over raw", "+.2f"),
     "times_raw": ("× raw", ".2f"),
     "times_plain": ("× plain", ".2f"),
+    "times_one": ("× one process", ".2f"),
     "p50_ms": ("p50 ms", ",.1f"),
     "p50_over_raw_ms": ("over raw ms", "+.1f"),
     "p50_over_paced_ms": ("over paced ms", "+.1f"),
