@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,9 +23,16 @@ NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial|no commercial", re.IGNORECA
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when done, 2 when what was asked cannot be, 1 when it failed."""
+    """Run a command; 0 when done, 2 when what was asked cannot be, 1 when it failed or nobody
+    reads what it prints any more."""
     options = parser().parse_args(arguments)
-    return int(options.run(options))
+    try:
+        code = int(options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `realce inspect | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again
+        return FAILED
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

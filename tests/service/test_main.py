@@ -91,6 +91,15 @@ def test_inspect_verifies_and_tells(tiny_bundle, tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_nothing_is_said_where_nobody_reads_any_more():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "service", "inspect"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_inspect_says_plainly_what_may_not_be_sold(tiny_bundle, tmp_path, capsys):
     restricted = shutil.copytree(tiny_bundle, tmp_path / "restricted")
     manifest = json.loads((restricted / "manifest.json").read_text())
