@@ -39,12 +39,14 @@ class Start:
         path = place / (GRAPH if is_bundle else BEST)
         try:
             if is_bundle:
-                found = exported_weights(read_bundle(place).graph)
+                bundle = read_bundle(place)
+                found = exported_weights(bundle.graph)
                 weights = {name: of for name, of in found.items() if not name.startswith("linear.")}
+                identity = bundle.manifest.files[GRAPH]
             else:
                 weights = torch.load(path, map_location="cpu", weights_only=True)
-            identity = sha256(path.read_bytes())[:16]
-            return cls(path, (place / TOKENIZER).read_bytes(), weights, identity)
+                identity = sha256(path.read_bytes())
+            return cls(path, (place / TOKENIZER).read_bytes(), weights, identity[:16])
         except (OSError, RuntimeError, EOFError, UnpicklingError, BundleError) as error:
             raise ConfigError(f"{path}: no weights to begin with: {error}") from error
 
