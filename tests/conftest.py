@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 import torch
+from hypothesis import HealthCheck, settings
 
 from model.bundle import Bundle, read_bundle
 from service.server import Server
@@ -14,6 +15,10 @@ from training.config import load_config
 from training.pipeline import fit
 from training.progress import Display
 from training.train import Ranks
+
+# No test fails by the clock: the machine may be busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 REVIEWS = Path(__file__).parent / "data" / "reviews.csv"
 
