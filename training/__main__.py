@@ -19,13 +19,13 @@ from training import results
 from training.behaviour import check
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, RunConfig, load_config
-from training.data import SourceConfig, read_rows
 from training.evaluate import measure, predict_bundle
 from training.export import ExportError
 from training.formats import DataError
 from training.page import page
 from training.pipeline import encode, fit
 from training.progress import Display
+from training.sources import SourceConfig, read_rows
 from training.train import ranks
 
 REFUSALS = (

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.config import ModelConfig
 from model.faults import faults
-from training.data import SourceConfig
+from training.sources import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")

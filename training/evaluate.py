@@ -13,7 +13,7 @@ from torch import nn
 
 from model.bundle import Bundle
 from training.batches import Dataset, collate, plan
-from training.data import Rows, concatenate
+from training.rows import Rows, concatenate
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

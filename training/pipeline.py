@@ -22,12 +22,12 @@ from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
 from training.calibrate import Weights, abstention_threshold, alike, fit_shares, fit_temperature
 from training.config import ConfigError, RunConfig
-from training.data import Rows, concatenate
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import LinearClassifier
 from training.progress import Display
+from training.rows import Rows, concatenate
 from training.splits import Splits, prepare
 from training.train import Ranks, Trainer, Watch
 

@@ -9,21 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import ConfigError, RunConfig, UnlabelledConfig
-from training.data import (
-    Rows,
-    SourceConfig,
-    concatenate,
-    deduplicate,
-    excluded,
-    read_aligned,
-    read_keys,
-    read_rows,
-    read_texts,
-    row_key,
-    split,
-)
 from training.formats import DataError
 from training.progress import Display
+from training.rows import Rows, concatenate, deduplicate, excluded, row_key, split
+from training.sources import SourceConfig, read_aligned, read_keys, read_rows, read_texts
 from training.teacher import Teacher
 from training.translation import Lexicon
 

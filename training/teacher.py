@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training.baseline import LinearBaseline
-from training.data import Rows, sentences
+from training.rows import Rows
+from training.sources import sentences
 
 # How often a sentence of a review is of the review's opinion: found on SST and IMDb.
 AGREES = 0.8

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from training.__main__ import main
 from training.behaviour import CONFIGS, BehaviourTest, check, read_suite, run
-from training.data import SourceConfig, read_rows
 from training.formats import DataError
 from training.perturbations import PERTURBATIONS
+from training.sources import SourceConfig, read_rows
 
 # Powers of two: what they add up to is exact.
 GOOD = {

@@ -8,9 +8,9 @@ from model.tokenizer import Encoding
 from tests.networks import random_network
 from training.batches import Dataset
 from training.config import RunConfig
-from training.data import Rows
 from training.evaluate import predict
 from training.pipeline import Encoded, _sample, with_linear_part
+from training.rows import Rows
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from training.data import SourceConfig, read_rows
 from training.formats import DataError
+from training.sources import SourceConfig, read_rows
 from training.templates import MOST_PER_TEMPLATE, expand
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"

@@ -14,16 +14,9 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from training.data import (
-    DataError,
-    Rows,
-    SourceConfig,
-    deduplicate,
-    read_keys,
-    read_rows,
-    row_key,
-    split,
-)
+from training.formats import DataError
+from training.rows import row_key
+from training.sources import SourceConfig, read_keys, read_rows
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [("Adorei, é ótimo", "good"), ('He said "no",\nthen left', "bad"), ("ok", "good")]
@@ -306,7 +299,7 @@ def test_the_hub_library_itself_is_understood(tmp_path):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "train.csv").write_text("text,label\nbom,1\nruim,0\n")
     code = (
-        "from pathlib import Path; from training.data import SourceConfig, read_rows; "
+        "from pathlib import Path; from training.sources import SourceConfig, read_rows; "
         "rows, labels, _ = read_rows(SourceConfig(name='s', hub='owner/name'), None, Path()); "
         "print(rows.texts, rows.labels.tolist(), labels)"
     )
@@ -349,21 +342,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read(tmp_path / "none.csv")
 
 
-def rows_of(*pairs: tuple[str, int]) -> Rows:
-    texts, labels = zip(*pairs, strict=True)
-    targets, size = np.eye(2, dtype=np.float32)[list(labels)], len(texts)
-    return Rows(list(texts), targets, np.zeros(size, np.int64), np.full(size, "en"))
-
-
-def test_duplicates_are_kept_once_and_contradictions_not_at_all():
-    first = rows_of(("Good!", 1), ("good", 1), ("odd", 0), ("Odd.", 1), ("fine", 1))
-    second = rows_of(("GOOD", 0), ("new", 0), ("odd", 0))
-    rows, dropped = deduplicate([first, second])
-    assert rows.texts == ["Good!", "fine", "new"]
-    assert rows.sources.tolist() == [0, 0, 1]
-    assert dropped == {"contradictory": 2, "duplicate": 3}
-
-
 def test_rows_of_an_evaluation_set_are_left_out_but_stock_phrases_stay(tmp_path):
     listed = ["This is a test sentence", "Very good"]
     content = "key,splits\n" + "".join(f"{row_key(text)},s\n" for text in listed)
@@ -391,27 +369,3 @@ def test_nothing_made_of_a_held_out_text_is_left(listed, tmp_path):
     rows, _, _ = read_rows(source, None, Path(), frozenset({row_key(listed)}))
     assert not [text for text in rows.texts if "One of them" in text]
     assert "They say: Nor like this one." in rows.texts
-
-
-def test_the_key_ignores_case_spacing_and_punctuation():
-    # The first 16 hexadecimal digits of sha1("helloworld1").
-    assert row_key("  Hello,<br />WORLD_1! ") == "c9a9f71cb5bedcfc"
-    assert row_key("é") != row_key("e")
-    # Combining marks are no word characters to those who made the lists; NFKC has no "ṉ̃".
-    assert row_key("q\u0303") == row_key("q")
-
-
-def test_symbols_are_not_all_one_text():
-    rows, dropped = deduplicate([rows_of(("👍", 1), ("👎", 0), ("👍 ", 1), (":-(", 0))])
-    assert rows.texts == ["👍", "👎", ":-("]
-    assert dropped == {"contradictory": 0, "duplicate": 1}
-
-
-def test_a_text_never_changes_sides():
-    rows = rows_of(*((f"text number {i}", i % 2) for i in range(2000)))
-    parts = split(rows, 0.1, 0.2)
-    assert sum(map(len, parts)) == 2000
-    assert [round(len(part) / 2000, 1) for part in parts] == [0.7, 0.1, 0.2]
-    fewer = split(rows.take(np.arange(0, 2000, 3)), 0.1, 0.2)
-    for whole, part in zip(parts, fewer, strict=True):
-        assert set(part.texts) <= set(whole.texts)

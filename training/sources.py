@@ -1,17 +1,13 @@
-"""Rows in: labelled texts from files and hubs, checked, filtered, split."""
+"""Rows in: labelled texts from files and hubs, checked and named."""
 
-import hashlib
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,16 +19,14 @@ from pydantic import (
 )
 
 from training.formats import DataError, read_file, read_hub
+from training.rows import Rows, excluded
 
-KEY_MIN_WORDS = 4  # shorter texts are stock phrases; they coincide without leaking
 MAX_DISCOVERED = 256
 MAX_LABEL_CHARACTERS = 64  # as in the manifest
 PLACE = "{text}"  # where a frame says the text
 
 Shares = Mapping[str, float]  # by class, sums to 1
 
-# The standard library's \w: lists of keys are made with it, and it leaves out combining marks.
-_NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _SPANS = TypeAdapter(list[tuple[int, int]])
@@ -131,32 +125,6 @@ class SourceConfig(BaseModel):
         return labels
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Labelled texts, column by column: texts [N], targets [N, C] (each class's share of the label,
-    one of them 1 unless the label is graded), sources [N] (index of the source among those read
-    together) and languages [N]."""
-
-    texts: list[str]
-    targets: npt.NDArray[np.float32]
-    sources: npt.NDArray[np.int64]
-    languages: npt.NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """The class with the largest share, [N]."""
-        return self.targets.argmax(axis=1)
-
-    def take(self, at: npt.NDArray[Any]) -> "Rows":
-        """The rows at these indices, or where this mask is True."""
-        at = np.flatnonzero(at) if at.dtype == bool else at
-        texts = [self.texts[i] for i in at]
-        return Rows(texts, self.targets[at], self.sources[at], self.languages[at])
-
-
 def read_rows(
     source: SourceConfig,
     labels: tuple[str, ...] | None,
@@ -244,71 +212,10 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(text) if len(part.split()) >= 3]
 
 
-def row_key(text: str) -> str:
-    """What a text is recognised by whatever its case, spacing and punctuation: 16 hex digits.
-
-    A text of nothing but symbols is recognised by them.
-    """
-    folded = unicodedata.normalize("NFKC", text).lower().replace("<br />", " ")
-    letters = _NOT_WORD.sub("", folded) or "".join(folded.split())
-    return hashlib.sha1(letters.encode()).hexdigest()[:16]
-
-
 def read_keys(path: Path) -> frozenset[str]:
     """Row keys listed in the `key` column of a CSV file."""
     source = SourceConfig(name=path.name, path=str(path), text="key", label="key")
     return frozenset(key for _, key, *_ in _records(source, Path()))
-
-
-def deduplicate(parts: Sequence[Rows]) -> tuple[Rows, dict[str, int]]:
-    """Rows of all parts, numbered by part, each text once.
-
-    Inside a part a text with two labels is dropped; of a text in two parts the first is kept.
-    """
-    dropped: Counter[str] = Counter()
-    taken: set[str] = set()
-    kept: list[Rows] = []
-    for number, part in enumerate(parts):
-        labels = part.labels
-        keys = [row_key(text) for text in part.texts]
-        first: dict[str, int] = {}
-        conflicting: set[str] = set()
-        for i, key in enumerate(keys):
-            if key not in first:
-                first[key] = i
-            elif labels[first[key]] != labels[i]:
-                conflicting.add(key)
-        dropped["contradictory"] += sum(key in conflicting for key in keys)
-        chosen = [i for key, i in first.items() if key not in conflicting and key not in taken]
-        taken |= first.keys()
-        one = part.take(np.array(chosen, dtype=np.int64))
-        kept.append(Rows(one.texts, one.targets, np.full(len(one), number), one.languages))
-    rows = concatenate(kept)
-    dropped["duplicate"] = sum(map(len, parts)) - len(rows) - dropped["contradictory"]
-    return rows, dict(dropped)
-
-
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """All rows of all parts, in order."""
-    return Rows(
-        texts=[text for part in parts for text in part.texts],
-        targets=np.concatenate([part.targets for part in parts]),
-        sources=np.concatenate([part.sources for part in parts]),
-        languages=np.concatenate([part.languages for part in parts]),
-    )
-
-
-def excluded(text: str, keys: frozenset[str]) -> bool:
-    """Is the text among `keys`? Short texts never are."""
-    return len(text.split()) >= KEY_MIN_WORDS and row_key(text) in keys
-
-
-def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]:
-    """Train, validation and test by a hash of the text: a text never changes sides."""
-    place = np.array([int(row_key(text), 16) / 16**16 for text in rows.texts])
-    in_test = place < test
-    in_validation = ~in_test & (place < test + validation)
-    return rows.take(~in_test & ~in_validation), rows.take(in_validation), rows.take(in_test)
 
 
 def _shares(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) -> Shares | None:
