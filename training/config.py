@@ -93,6 +93,13 @@ class UnlabelledConfig(SourceConfig):
         0.6, ge=0, lt=1, description="Texts of which the teacher is less sure are left out."
     )
 
+    @model_validator(mode="after")
+    def _of_texts_alone(self) -> Self:
+        for key in ("labels", "passages", "matching", "frames"):
+            if value := getattr(self, key):
+                raise ValueError(f"{self.name}: {key}={value!r} is for sources with labels")
+        return self
+
 
 class TranslatedConfig(BaseModel):
     """A source once more, word for word in another language (`training.translation`)."""

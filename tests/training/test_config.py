@@ -32,6 +32,11 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
             "more: teacher=['yours'] is no source with labels of its own; there are ['mine']",
         ),
         (
+            f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\n'
+            'frames = ["not {text}"]\n',
+            "more: frames=('not {text}',) is for sources with labels",
+        ),
+        (
             f'{SOURCE}[[translated]]\nname = "more"\nsource = "yours"\nlanguage = "pt"\n'
             'aligned = ["a.csv", "b.csv"]\n',
             "more: source='yours' is none of the sources ['mine']",
