@@ -14,12 +14,11 @@ from training.templates import read_templates
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".toml")
 MAX_FIELD_CHARACTERS = 1 << 24
 
+Record = tuple[str, Sequence[Any]]  # where it is, and its columns' values
+
 
 class DataError(ValueError):
     """The rows cannot be used; the message names file, line or column, value and limit."""
-
-
-Record = tuple[str, Sequence[Any]]  # where it is, and its columns' values
 
 
 def read_file(path: Path, columns: Sequence[str]) -> Iterator[Record]:

@@ -90,7 +90,7 @@ class SourceConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def _one_of_two(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError(f"{self.name}: give one of path and hub")
         if self.passages is not None and self.unit != "text":
