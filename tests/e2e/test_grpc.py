@@ -306,6 +306,7 @@ async def test_what_cannot_be_served_is_refused_at_start(settings, change, reaso
 async def test_draining_finishes_what_is_under_way(settings):
     server = await Server.start(settings)
     backend = server._engine._backend
+    backend.prompt = False  # or the loop, held, would hold the test as well
     run, entered, opened = backend.run, threading.Semaphore(0), threading.Event()
 
     def held(*batch):
