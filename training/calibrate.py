@@ -32,19 +32,31 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights | None = No
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
 
 
-def fit_shares(
+def fit_sum(
     parts: Sequence[Logits], labels: Labels, weights: Weights | None = None
-) -> npt.NDArray[np.float64]:
-    """What each of several models' logits [N, C] counts in their sum: the shares, none negative,
-    with the least negative log-likelihood (stacked generalisation, Wolpert 1992; Breiman 1996)."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What several models' logits [P, N, C] count in their sum, the shares [P], none negative, and
+    what is added to it, the bias [C], with the least negative log-likelihood of labels [N]
+    (stacked generalisation, Wolpert 1992; Breiman 1996).
 
-    def loss(shares: npt.NDArray[np.float64]) -> float:
-        total = sum(share * logits for share, logits in zip(shares, parts, strict=True))
-        return _loss(softmax(np.asarray(total)), labels, weights)
+    Each part comes with a bias of its own, and their sum need not be a good one. A class that no
+    row is of has nothing to fit a bias to and keeps 0.
+    """
+    stacked = np.asarray(parts)  # [P, N, C]
+    number, _, classes = stacked.shape
 
-    begin = np.full(len(parts), 1 / len(parts))
-    found = minimize(loss, begin, method="L-BFGS-B", bounds=[(0, 20)] * len(parts))
-    return np.asarray(found.x)
+    def total(found: npt.NDArray[np.float64]) -> Logits:
+        shares, bias = np.split(found, [number])
+        return np.asarray(np.tensordot(shares, stacked, axes=1) + bias)
+
+    def loss(found: npt.NDArray[np.float64]) -> float:
+        return _loss(softmax(total(found)), labels, weights)
+
+    begin = np.concatenate([np.full(number, 1 / number), np.zeros(classes)])
+    seen = np.isin(np.arange(classes), labels)
+    bounds = [(0.0, 20.0)] * number + [(-5.0, 5.0) if one else (0.0, 0.0) for one in seen]
+    shares, bias = np.split(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x, [number])
+    return shares, bias
 
 
 def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:

@@ -20,7 +20,7 @@ from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
-from training.calibrate import Weights, abstention_threshold, alike, fit_shares, fit_temperature
+from training.calibrate import Weights, abstention_threshold, alike, fit_sum, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
@@ -167,7 +167,8 @@ def trainer(
 def with_linear_part(
     config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
-    """The fitted network and a linear part, each with the share that suits the validation rows.
+    """The fitted network and a linear part, with the shares and the bias of their sum that suit the
+    validation rows.
 
     Fitted one by one, because together the linear part, which learns faster, would leave the
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
@@ -176,7 +177,7 @@ def with_linear_part(
     shape = network.config.model_copy(update={"ngrams": config.network.ngrams})
     linear = LinearClassifier.fit(encoded.linear, shape, config.train.linear_strength)
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
-    deep, wide = fit_shares(logits, encoded.truth, encoded.weights)
+    (deep, wide), bias = fit_sum(logits, encoded.truth, encoded.weights)
     with torch.no_grad():
         linear.part.weight.weight.mul_(wide)
     said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
@@ -184,7 +185,7 @@ def with_linear_part(
     both.load_state_dict(network.state_dict() | said)
     with torch.no_grad():
         both.head.weight.mul_(deep)
-        both.head.bias.mul_(deep).add_(linear.bias, alpha=wide)
+        both.head.bias.mul_(deep).add_(linear.bias, alpha=wide).add_(torch.from_numpy(bias))
     return both
 
 

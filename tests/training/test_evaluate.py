@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.batches import Dataset
-from training.calibrate import abstention_threshold, alike, fit_shares, fit_temperature
+from training.calibrate import abstention_threshold, alike, fit_sum, fit_temperature
 from training.evaluate import (
     calibration_error_by_chance,
     expected_calibration_error,
@@ -67,10 +67,31 @@ def test_each_part_of_a_sum_gets_the_share_that_it_earns():
     good, useless = generator.normal(0, 2, (2, 20_000, 2)).astype(np.float32)
     truth = softmax(good, 0.5)
     labels = (generator.random(20_000) < truth[:, 1]).astype(np.int64)
-    np.testing.assert_allclose(fit_shares([good, useless], labels), [2, 0], atol=0.1)
-    np.testing.assert_allclose(fit_shares([good / 2, -good], labels), [4, 0], atol=0.2)
-    halves = fit_shares([good + useless, good - useless], labels)
-    np.testing.assert_allclose(halves, [1, 1], atol=0.1)
+    for parts, shares in (
+        ([good, useless], [2, 0]),
+        ([good / 2, -good], [4, 0]),
+        ([good + useless, good - useless], [1, 1]),
+    ):
+        np.testing.assert_allclose(fit_sum(parts, labels)[0], shares, atol=0.2)
+
+
+def test_the_sum_is_right_about_how_often_each_class_comes():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (20_000, 3)).astype(np.float32)
+    truth = softmax(logits + np.array([0, 0, 1]))
+    labels = (generator.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    off = logits + np.array([4, 0, 0], np.float32)
+    (share,), bias = fit_sum([off], labels)
+    assert share == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(bias - bias[0], [0, 4, 5], atol=0.2)
+
+
+def test_a_class_that_no_row_is_of_gets_no_bias():
+    logits = np.array([[2, 0, 0]] * 4 + [[0, 2, 0]] * 4, np.float32)
+    (share,), bias = fit_sum([logits], np.array([0, 0, 0, 1, 1, 0, 0, 0]))
+    assert share == pytest.approx(0, abs=0.02), "of both kinds three rows of four are of one class"
+    assert np.exp(bias[0] - bias[1]) == pytest.approx(3, rel=0.05)
+    assert bias[2] == 0
 
 
 def test_a_bundle_is_measured_by_its_own_graph(bundle):

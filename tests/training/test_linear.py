@@ -36,7 +36,7 @@ def test_it_answers_as_the_library_does_over_the_same_features(classes):
     linear = LinearClassifier.fit(dataset, config(classes), 1.0)
     present = presence(dataset, linear.part)
     values = normalize(present.multiply(telling(present, dataset.targets)).tocsr())
-    library = LogisticRegression(solver="newton-cg", tol=1e-4)
+    library = LogisticRegression(solver="newton-cg", tol=1e-6)
     library.fit(values, dataset.labels)
     logits = predict(linear, dataset, torch.device("cpu"))
     probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()

@@ -8,7 +8,7 @@ from model.tokenizer import Encoding
 from tests.networks import random_network
 from training.batches import Dataset
 from training.config import RunConfig
-from training.evaluate import predict
+from training.evaluate import predict, softmax
 from training.pipeline import Encoded, _sample, with_linear_part
 from training.rows import Rows
 from training.train import Ranks
@@ -16,37 +16,53 @@ from training.train import Ranks
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
 
 
-def test_a_linear_part_joins_with_the_share_that_it_earns():
-    generator = np.random.default_rng(0)
+WHERE = Ranks(0, 1, torch.device("cpu"))
+CONFIG = RunConfig.model_validate(
+    {
+        "sources": [{"name": "s", "path": "-"}],
+        "network": SHAPE | {"ngrams": 64},
+        "train": {"crop_tokens": 16},
+    }
+)
 
-    def rows(count: int) -> Dataset:
-        labels = np.arange(count) % 2
-        drawn = generator.integers(5, 60, (count, 6))
-        drawn[:, 2] = 3 + labels
-        return Dataset.encode(
-            [Encoding(ids, None, False) for ids in drawn], np.eye(2, dtype=np.float32)[labels]
-        )
 
-    network, train, held_out = random_network(classes=2, **SHAPE), rows(80), rows(40)
-    config = RunConfig.model_validate(
-        {
-            "sources": [{"name": "s", "path": "-"}],
-            "network": SHAPE | {"ngrams": 64},
-            "train": {"crop_tokens": 16},
-        }
+def token_rows(count: int, wrong: float = 0.0) -> Dataset:
+    """Rows of which one token tells the class; of a share `wrong` of them it lies."""
+    generator = np.random.default_rng(count)
+    said = np.arange(count) % 2
+    drawn = generator.integers(5, 60, (count, 6))
+    drawn[:, 2] = 3 + said
+    labels = np.where(generator.random(count) < wrong, 1 - said, said)
+    return Dataset.encode(
+        [Encoding(ids, None, False) for ids in drawn], np.eye(2, dtype=np.float32)[labels]
     )
-    where = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_a_linear_part_joins_with_the_share_that_it_earns():
+    network, train, held_out = random_network(classes=2, **SHAPE), token_rows(80), token_rows(40)
     encoded = Encoded(None, train, train, {"held out": held_out})
-    both = with_linear_part(config, encoded, network, where)
-    deep, together = (predict(one, held_out, where.device) for one in (network, both))
+    both = with_linear_part(CONFIG, encoded, network, WHERE)
+    deep, together = (predict(one, held_out, WHERE.device) for one in (network, both))
     right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
     assert right[0] > 0.9 > right[1]
     both.linear = None
-    alone = predict(both, held_out, where.device)
+    alone = predict(both, held_out, WHERE.device)
     before, after = (logits[:, 1] - logits[:, 0] for logits in (deep, alone))
     line = np.polyfit(before, after, 1)
     assert -1e-6 < line[0] < 1, "the network has learnt nothing"
     np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
+
+
+def test_a_bias_that_the_network_came_with_makes_no_difference():
+    train, held_out = token_rows(80), token_rows(200, wrong=0.2)
+    encoded = Encoded(None, train, train, {"held out": held_out})
+    answers = []
+    for bias in ([0.0, 0.0], [-3.0, 3.0]):  # a bundle's bias is that of a sum already
+        network = random_network(classes=2, **SHAPE)
+        network.head.bias.data = torch.tensor(bias)
+        both = with_linear_part(CONFIG, encoded, network, WHERE)
+        answers.append(softmax(predict(both, held_out, WHERE.device)))
+    np.testing.assert_allclose(*answers, atol=0.01)
 
 
 def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
