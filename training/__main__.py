@@ -243,7 +243,7 @@ def _fit(options: argparse.Namespace) -> int:
     if bundle is not None and options.results is not None:
         results.append(options.results, bundle.manifest, config.train.seed)
     if bundle is not None and options.json:
-        print(bundle.manifest.model_dump_json(indent=2))
+        Console().out(bundle.manifest.model_dump_json(indent=2), highlight=False)
     return 0
 
 
@@ -331,11 +331,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     rows, _, _ = read_rows(_source(options.data, options), bundle.manifest.labels, Path())
     probabilities = predict_bundle(bundle, encode(rows, bundle.tokenizer))
     metrics = measure(probabilities, rows.labels)
+    console = Console()
     if options.json:
-        print(json.dumps(metrics))
+        console.out(json.dumps(metrics), highlight=False)
     else:
         for name, value in metrics.items():
-            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+            said = f"{value:.4f}" if isinstance(value, float) else value
+            console.out(f"{name}: {said}", highlight=False)
     return 0
 
 

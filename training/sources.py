@@ -142,7 +142,7 @@ def read_rows(
     texts: list[str] = []
     shares: list[Shares] = []
     dropped: Counter[str] = Counter()
-    for place, text, value, passages in _records(source, base):
+    for place, raw, value, marked in _records(source, base):
         share = _shares(source, labels, value)
         if share is None:
             dropped["left-out label"] += 1
@@ -152,9 +152,13 @@ def read_rows(
             known = sorted(named if source.labels else labels or ())
             reason = f"; known are {known}" if known else ": a label cannot be blank"
             raise DataError(f"{where}: {place}: {source.label}={value!r}{reason}")
-        text = _tidied(source, text)
+        text = _tidied(source, raw)
         whole = excluded(text, held_out)
-        for piece in _pieces(source, text, passages):
+        try:
+            pieces = _pieces(source, raw, marked)
+        except ValueError as error:
+            raise DataError(f"{where}: {place}: {source.passages}={error}") from error
+        for piece in pieces:
             if not piece:
                 dropped["blank"] += 1
             elif source.matching is not None and not re.fullmatch(source.matching, piece):
@@ -256,16 +260,18 @@ def _where(source: SourceConfig, base: Path) -> str:
     return f"hub:{source.hub}" if source.path is None else str(base / source.path)
 
 
-def _pieces(source: SourceConfig, text: str, passages: list[str]) -> list[str]:
-    """What a source makes rows of."""
+def _pieces(source: SourceConfig, text: str, marked: Any) -> list[str]:
+    """What a source makes rows of; word offsets are those of the text as it came. Raises
+    `ValueError`."""
     if source.passages is not None:
-        return [_tidied(source, passage) for passage in passages]
+        return [_tidied(source, passage) for passage in _passages(text, marked)]
+    text = _tidied(source, text)
     return sentences(text) if source.unit == "sentences" else [text]
 
 
-def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, list[str]]]:
-    """Place ('line 7', or 'row 7' where there are no lines), text, label value and passages of
-    every row."""
+def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, Any]]:
+    """Place ('line 7', or 'row 7' where there are no lines), text, label value and what is marked
+    in the text of every row."""
     where = _where(source, base)
     columns = [source.text, source.label, *filter(None, [source.passages])]
     if source.hub is not None:
@@ -284,11 +290,7 @@ def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, 
                 raise DataError(
                     f"{where}: {place}: {source.text} is not Unicode text: {error.reason}"
                 ) from error
-        try:
-            passages = [passage for spans in marked for passage in _passages(text, spans)]
-        except ValueError as error:
-            raise DataError(f"{where}: {place}: {source.passages}={error}") from error
-        yield place, text, value, passages
+        yield place, text, value, marked[0] if marked else None
 
 
 def _passages(text: str, spans: Any) -> list[str]:
