@@ -20,7 +20,6 @@ class ModelConfig(BaseModel):
     ngrams: int = Field(
         0,
         ge=0,
-        multiple_of=2,
         description="Rows of the linear part's table of n-grams; 0: no linear part.",
     )
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary angles.")

@@ -4,26 +4,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.tokenizer import PAD_ID
+
 ORDER = 3  # tokens of the longest n-gram
 PRIME = 2**31 - 1
 # Factors of the hash, below PRIME, drawn once: of a token, and of what stands before it in pairs
 # and in triples.
 LAST, BEFORE, EARLIER = 668_265_263, 1_540_483_477, 1_103_515_245
+MARKS, NOBODY = 2**15, -1  # what an owner is known by, in 16 bits
 
 
-def ngram_rows(input_ids: Tensor, rows: int) -> Tensor:
-    """Which of `rows` rows the pair and the triple that end in each token have, [B, 2, S]: pairs
-    one of the first half, triples of the second. What would begin before the text begins with
-    padding.
+def ngram_hashes(input_ids: Tensor) -> Tensor:
+    """Numbers below `PRIME` of the pair and the triple that end in each token, [B, 2, S]. What
+    would begin before the text begins with padding.
 
-    The hashing trick (Weinberger et al. 2009) with a universal hash (Carter and Wegman 1979):
-    nothing beyond 63 bits, and only what ONNX computes on signed integers.
+    A universal hash (Carter and Wegman 1979): nothing beyond 63 bits, and only what ONNX computes
+    on signed integers.
     """
     before, earlier = (F.pad(input_ids, (n, 0))[:, :-n] for n in (1, 2))
     pair = (before * BEFORE + input_ids * LAST) % PRIME
     triple = (pair * EARLIER + earlier) % PRIME
-    half = rows // 2
-    return torch.stack([pair % half, half + triple % half], dim=1)
+    return torch.stack([pair, triple], dim=1)
 
 
 class LinearPart(nn.Module):
@@ -36,15 +37,27 @@ class LinearPart(nn.Module):
     A feature that is in a text has its scale as its value, however often it occurs, and a text's
     values have length 1. Each occurrence has an equal part of its feature, and each token of an
     n-gram an equal part of the occurrence, so the shares sum over the text to the logits exactly.
+
+    An n-gram's row is its hash modulo the table's rows (Weinberger et al. 2009), but a row is not
+    shared: `owner` keeps what is left of the hash of the one n-gram that it belongs to, as a
+    quotient filter does (Bender et al. 2012), and the others that fall on it say nothing. Weights
+    have a column less than there are classes: those of the last are minus the others' sum.
     """
+
+    owner: Tensor
 
     def __init__(self, vocab_size: int, ngrams: int, classes: int) -> None:
         super().__init__()
         self.vocab_size, self.ngrams = vocab_size, ngrams
         self.weight, self.scale = (
             nn.Embedding.from_pretrained(torch.zeros(vocab_size + ngrams, width), freeze=False)
-            for width in (classes, 1)
+            for width in (classes - 1, 1)
         )
+        self.register_buffer("owner", torch.full((ngrams,), NOBODY, dtype=torch.int16))
+
+    def own(self, hashes: Tensor) -> None:
+        """Give each of these n-grams [N] its row, no two of them the same."""
+        self.owner[hashes % self.ngrams] = self._mark(hashes).to(torch.int16)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]
@@ -60,14 +73,21 @@ class LinearPart(nn.Module):
         # Before the second token stands one, before the third two: no one else to share with.
         there = torch.arange(1, length + 1, device=input_ids.device)  # [S]
         size = torch.stack([there.clamp(max=n) for n in range(1, ORDER + 1)])  # [N, S]
-        shares = (value / size)[..., None] * self.weight(rows)  # [B, N, S, C]
-        ahead = F.pad(shares, (0, 0, 0, ORDER - 1))  # [B, N, S + 2, C]
-        said = shares.sum(dim=1)  # [B, S, C]
+        shares = (value / size)[..., None] * self.weight(rows)  # [B, N, S, C - 1]
+        ahead = F.pad(shares, (0, 0, 0, ORDER - 1))  # [B, N, S + 2, C - 1]
+        said = shares.sum(dim=1)  # [B, S, C - 1]
         for n in range(1, ORDER):  # n-grams that end n tokens further on
             said = said + ahead[:, n:, n : n + length].sum(dim=1)
-        return said
+        return torch.cat([said, -said.sum(dim=-1, keepdim=True)], dim=-1)
 
     def features(self, input_ids: Tensor) -> Tensor:
-        """The rows of the tokens and of the n-grams that end in them, [B, N, S]."""
-        ngrams = self.vocab_size + ngram_rows(input_ids, self.ngrams)
+        """The rows of the tokens and of the n-grams that end in them, [B, N, S]; that of padding,
+        which has no scale, where an n-gram has none."""
+        hashes = ngram_hashes(input_ids)  # [B, 2, S]
+        rows = hashes % self.ngrams
+        owned = F.embedding(rows, self.owner[:, None])[..., 0].long() == self._mark(hashes)
+        ngrams = torch.where(owned, self.vocab_size + rows, PAD_ID)
         return torch.cat([input_ids[:, None], ngrams], dim=1)
+
+    def _mark(self, hashes: Tensor) -> Tensor:
+        return hashes // self.ngrams % MARKS

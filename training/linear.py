@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.linear import ORDER, LinearPart
+from model.linear import ORDER, LinearPart, ngram_hashes
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
 from training.regression import fit_logistic
@@ -34,13 +34,15 @@ class LinearClassifier(nn.Module):
         `strength` is the inverse of the penalty (C).
         """
         part = LinearPart(config.vocab_size, config.ngrams, config.classes)
+        part.own(owners(dataset, config.ngrams))
         present = presence(dataset, part)
         scale = telling(present, dataset.targets)
         values = normalize(present.multiply(scale).tocsr(), copy=False)
         of_class, bias = fit_logistic(values, dataset.targets, strength)
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.scale.weight[:, 0] = torch.from_numpy(scale)
-        part.weight.weight[:] = torch.from_numpy(of_class.T)
+        # Over the classes they sum to 0, as they began and as the penalty keeps them.
+        part.weight.weight[:] = torch.from_numpy(of_class[:-1].T)
         return linear
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -48,17 +50,48 @@ class LinearClassifier(nn.Module):
         return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
 
 
+def owners(dataset: Dataset, rows: int) -> Tensor:
+    """The n-grams [N] that a table of so many rows is given to, by their hashes.
+
+    Of those that fall on a row, the one that most of chance would have to explain: Pearson's
+    chi-squared of how often it is in texts of each class.
+    """
+    ids, real = _joined(dataset)
+    hashes = ngram_hashes(ids)[0].T.numpy()[real]  # [S, 2]
+    every, column = np.unique(hashes, return_inverse=True)
+    found = _present(column.ravel(), ORDER - 1, dataset, len(every))
+    seen = found.T @ dataset.targets  # [N, C]
+    expected = np.outer(seen.sum(axis=1), dataset.targets.sum(axis=0) / dataset.targets.sum())
+    surprise = ((seen - expected) ** 2 / (expected + SMOOTHING)).sum(axis=1)
+    best_first = every[np.argsort(-surprise, kind="stable")]
+    _, first = np.unique(best_first % rows, return_index=True)
+    return torch.from_numpy(best_first[first])
+
+
 def presence(dataset: Dataset, part: LinearPart) -> csr_array:
     """Which features each row has: 1 where it does, [N, F]."""
-    # All texts as one, with padding before each, which is what its first n-grams begin with.
+    ids, real = _joined(dataset)
+    found = part.features(ids)[0].T.numpy()[real].ravel()  # [S · N]
+    present = _present(found, ORDER, dataset, part.vocab_size + part.ngrams)
+    present.data[present.indices == PAD_ID] = 0  # n-grams without a row
+    present.eliminate_zeros()
+    return present
+
+
+def _joined(dataset: Dataset) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+    """All texts as one, [1, S], with padding before each, which is what its first n-grams begin
+    with; and what is no padding [S]."""
     begin = np.repeat(dataset.starts[:-1], ORDER - 1)
     ids = np.insert(dataset.ids.astype(np.int64), begin, PAD_ID)
-    rows = part.features(torch.from_numpy(ids)[None])[0].T.numpy()  # [S, N]
-    found = rows[ids != PAD_ID].ravel()
-    present = csr_array(
-        (np.ones(len(found), np.float32), found, ORDER * dataset.starts),
-        shape=(len(dataset), part.vocab_size + part.ngrams),
-    )
+    return torch.from_numpy(ids)[None], ids != PAD_ID
+
+
+def _present(
+    found: npt.NDArray[np.int64], of_token: int, dataset: Dataset, features: int
+) -> csr_array:
+    """Which of so many features each row has, [N, F], of those found, `of_token` a token."""
+    there = np.ones(len(found), np.float32)
+    present = csr_array((there, found, of_token * dataset.starts), shape=(len(dataset), features))
     present.sum_duplicates()
     present.data[:] = 1
     return present
@@ -72,8 +105,9 @@ def telling(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray
     that the square root. Of two classes the deviation is half of the log-count ratio of Wang and
     Manning 2012, section 2.1: what is as frequent in one class as in another has next to no value,
     and so no weight worth having. The root leaves more to the fit: of texts of several kinds, what
-    tells in one need not tell in another.
+    tells in one need not tell in another. A feature that no row has tells nothing.
     """
-    seen = present.T @ targets[:, targets.any(axis=0)] + SMOOTHING  # [F, C]
-    deviation = np.log(seen / seen.sum(axis=0)).std(axis=1)
-    return np.sqrt(deviation).astype(np.float32)
+    seen = present.T @ targets[:, targets.any(axis=0)]  # [F, C]
+    smoothed = seen + SMOOTHING
+    deviation = np.log(smoothed / smoothed.sum(axis=0)).std(axis=1)
+    return np.sqrt(np.where(seen.any(axis=1), deviation, 0)).astype(np.float32)

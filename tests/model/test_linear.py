@@ -1,21 +1,22 @@
 import pytest
 import torch
 
-from model.linear import BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_rows
-from tests.networks import random_network
+from model.linear import BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_hashes
+from model.tokenizer import PAD_ID
+from tests.networks import own_pairs, random_network
 
-SHAPE = {"classes": 2, "d_model": 24, "heads": 4, "d_ff": 32, "max_tokens": 16, "ngrams": 64}
+SHAPE = {"classes": 2, "d_model": 24, "heads": 4, "d_ff": 32, "max_tokens": 16, "ngrams": 4096}
 
 
-def test_a_row_is_chosen_by_a_token_and_those_before_it():
+def test_a_hash_is_of_a_token_and_those_before_it():
     input_ids = torch.tensor([[5, 7, 5, 7], [7, 5, 0, 0]])
-    (pairs, triples), (others, _) = ngram_rows(input_ids, 1000).tolist()
-    assert pairs[0] == 5 * LAST % PRIME % 500
-    assert pairs[1] == (5 * BEFORE + 7 * LAST) % PRIME % 500
+    (pairs, triples), (others, _) = ngram_hashes(input_ids).tolist()
+    assert pairs[0] == 5 * LAST % PRIME
+    assert pairs[1] == (5 * BEFORE + 7 * LAST) % PRIME
     assert pairs[3] == pairs[1]
     assert others[1] == pairs[2]
     assert others[1] != pairs[1], "order counts"
-    assert triples[2] == 500 + ((7 * BEFORE + 5 * LAST) % PRIME * EARLIER + 5) % PRIME % 500
+    assert triples[2] == ((7 * BEFORE + 5 * LAST) % PRIME * EARLIER + 5) % PRIME
     assert triples[3] != triples[1], "that one begins before the text"
 
 
@@ -25,23 +26,40 @@ def test_common_ngrams_seldom_share_a_row(kind):
     ngrams = torch.cartesian_prod(common, common)  # 10,000, as ids of two tokens
     if kind == 1:
         ngrams = torch.cat([ngrams[:, :1], ngrams], dim=1)
-    found = ngram_rows(ngrams, 2 * 65_536)[:, kind, -1].unique()
+    found = (ngram_hashes(ngrams)[:, kind, -1] % 65_536).unique()
     assert len(found) > 9_000  # by chance 9,274
 
 
 def test_the_largest_ids_stay_within_63_bits():
     largest = 2**31 - 2
     pair = largest * (BEFORE + LAST) % PRIME
-    found = ngram_rows(torch.full((1, 3), largest), 198)[0, :, 2].tolist()
-    assert found == [pair % 99, 99 + (pair * EARLIER + largest) % PRIME % 99]
+    found = ngram_hashes(torch.full((1, 3), largest))[0, :, 2].tolist()
+    assert found == [pair, (pair * EARLIER + largest) % PRIME]
+
+
+def test_a_row_is_of_the_ngram_that_owns_it_alone():
+    part = LinearPart(vocab_size=8, ngrams=3, classes=2)
+    ids = torch.tensor([[4, 5, 6, 7, 3, 6, 4, 7]])
+    nobody = part.features(ids)
+    assert (nobody[:, 1:] == PAD_ID).all()
+    hashes = ngram_hashes(ids)[0, 0]
+    falls = (hashes % 3).tolist()
+    first, second = [at for at in range(8) if falls[at] == falls[0]][:2]
+    part.own(hashes[[second]])
+    rows = part.features(ids)[0, 1]
+    assert rows[second] == 8 + falls[0]
+    assert rows[first] == PAD_ID
 
 
 @pytest.fixture
 def part() -> LinearPart:
-    """Tokens 3 and 4 weigh in for one class; every feature has the same scale."""
-    part = LinearPart(vocab_size=8, ngrams=1000, classes=1)
+    """Tokens 3 and 4 weigh in for one class; every feature of the texts has the same scale."""
+    part = LinearPart(vocab_size=8, ngrams=1000, classes=2)
+    for text in ([3, 4, 5], [5, 6, 7]):
+        part.own(ngram_hashes(torch.tensor([text])).flatten())
     with torch.no_grad():
         part.scale.weight.fill_(1.0)
+        part.scale.weight[PAD_ID] = 0.0
         part.weight.weight.zero_()
         part.weight.weight[3], part.weight.weight[4] = 6.0, -12.0
     return part
@@ -51,6 +69,7 @@ def test_literal_shares(part):
     shares = part(torch.tensor([[3, 4, 5, 0]]), torch.tensor([[1, 1, 1, 0]]))
     # Three tokens, pairs and triples, each once: the norm is 3.
     assert shares[..., 0].tolist() == [[2.0, -4.0, 0.0, 0.0]]
+    assert (shares[..., 1] == -shares[..., 0]).all()
 
 
 def test_a_token_said_often_counts_once(part):
@@ -62,7 +81,7 @@ def test_a_token_said_often_counts_once(part):
 
 def test_each_token_of_an_ngram_has_an_equal_part_of_what_it_says(part):
     ids = torch.tensor([[5, 6, 7]])
-    pairs, triples = (8 + ngram_rows(ids, 1000)[0]).tolist()
+    pairs, triples = part.features(ids)[0, 1:].tolist()
     assert len({*pairs, *triples}) == 6
     with torch.no_grad():
         part.scale.weight[:8].zero_()  # no tokens
@@ -77,17 +96,20 @@ def test_each_token_of_an_ngram_has_an_equal_part_of_what_it_says(part):
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_shares_are_what_a_sum_over_features_says(length):
     """Slow: every feature of the text by itself."""
-    part = LinearPart(vocab_size=8, ngrams=20, classes=2)
+    part = LinearPart(vocab_size=8, ngrams=20, classes=3)
+    own_pairs(part)
     with torch.no_grad():
         part.scale.weight.uniform_(generator=torch.Generator().manual_seed(1))
+        part.scale.weight[PAD_ID] = 0.0
         part.weight.weight.normal_(generator=torch.Generator().manual_seed(2))
     ids = torch.tensor([[3, 4, 3, 4, 5, 3, 4]])[:, :length]
     rows = part.features(ids)[0].unique()
     values = part.scale.weight[rows, 0]
     expected = (values / values.norm()) @ part.weight.weight[rows]
     found = part(ids, torch.ones_like(ids))
-    assert found.shape == (1, length, 2)
-    assert torch.allclose(found.sum(dim=1)[0], expected, atol=1e-6)
+    assert found.shape == (1, length, 3)
+    assert torch.allclose(found.sum(dim=1)[0, :2], expected, atol=1e-6)
+    assert torch.allclose(found.sum(dim=2), torch.zeros(1), atol=1e-6), "one class is what is left"
 
 
 @pytest.mark.parametrize("layers", [0, 2])

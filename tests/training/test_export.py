@@ -30,7 +30,7 @@ def test_every_output_agrees_with_torch_at_every_shape(graph, network):
 @pytest.mark.parametrize("layers", [0, 1])
 def test_so_does_a_network_of_ngrams_with_layers_or_without(layers):
     network = random_network(
-        classes=2, d_model=32, layers=layers, heads=4, d_ff=48, max_tokens=24, ngrams=512
+        classes=2, d_model=32, layers=layers, heads=4, d_ff=48, max_tokens=24, ngrams=4096
     )
     halve_weights(network)
     graph = export(network, 1.7, half_weights=True)

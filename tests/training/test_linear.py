@@ -7,10 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from model.config import ModelConfig
+from model.linear import ngram_hashes
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import LinearClassifier, presence, telling
+from training.linear import LinearClassifier, owners, presence, telling
 
 VOCABULARY = 30
 
@@ -55,11 +56,27 @@ def test_features_are_tokens_and_ngrams_of_up_to_three():
     assert set(present.data) == {1}
 
 
+def test_a_row_goes_to_the_ngram_that_tells_most():
+    """Slow: each n-gram by itself, and all that fall on a row compared."""
+    dataset = rows(np.eye(2)[np.arange(40) % 2])
+    seen: dict[int, np.ndarray] = {}
+    for (start, end), target in zip(_spans(dataset), dataset.targets, strict=True):
+        ids = torch.from_numpy(dataset.ids[start:end].astype(np.int64))[None]
+        for ngram in set(ngram_hashes(ids).flatten().tolist()):
+            seen[ngram] = seen.get(ngram, 0) + target
+    surprise = {ngram: np.ptp(count) ** 2 / (count.sum() + 2) for ngram, count in seen.items()}
+    found = owners(dataset, 50).tolist()
+    assert sorted(ngram % 50 for ngram in found) == sorted({ngram % 50 for ngram in seen})
+    for ngram in found:
+        others = [surprise[other] for other in seen if other % 50 == ngram % 50]
+        assert surprise[ngram] == pytest.approx(max(others))
+
+
 def test_what_tells_nothing_of_the_class_has_no_scale():
     present = csr_array(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]], "f4"))
     targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], "f4")  # none of a third class
-    # Seen once more in each: 3, 3, 1, 1 of 8 and 3, 1, 2, 1 of 7.
-    expected = np.sqrt(np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 7 / 8])) / 2)
+    # Seen once more in each: 3, 3, 1 of 8 and 3, 1, 2 of 7; the last of no row.
+    expected = np.sqrt(np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 1])) / 2)
     np.testing.assert_allclose(telling(present, targets), expected, rtol=1e-6)
 
 
@@ -73,7 +90,7 @@ def test_a_graded_row_counts_in_each_class():
 def test_a_class_without_rows_is_never_the_answer():
     dataset = rows(np.eye(3)[np.arange(20) % 2])
     linear = LinearClassifier.fit(dataset, config(3), 1.0)
-    assert (linear.part.weight.weight[:, 2] == 0).all()
+    assert (linear.part.weight.weight.sum(dim=1) == 0).all(), "nothing is left for the third"
     logits = torch.from_numpy(predict(linear, dataset, torch.device("cpu")))
     assert (logits.softmax(dim=1)[:, 2] < 1e-9).all()
 
