@@ -71,7 +71,7 @@ def model_card(
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config
     beside = (
-        f", beside a linear part over tokens and {network.ngrams:,} rows of hashed n-grams"
+        f", beside a linear part over tokens and {network.ngrams:,} rows of n-grams"
         if network.ngrams
         else ""
     )
