@@ -109,7 +109,6 @@ class Display:
             for name, value in entry.items()
             if name.startswith("accuracy/")
         )
-        self.say(
-            f"step {entry['step']}: loss {entry['loss']:.4f}, validation {figures}"
-            f"{'  (best so far)' if better else ''}"
-        )
+        loss = f"loss {entry['loss']:.4f}, " if entry["step"] else ""  # before the first there is none
+        best = "  (best so far)" if better else ""
+        self.say(f"step {entry['step']}: {loss}validation {figures}{best}")
