@@ -109,6 +109,6 @@ class Display:
             for name, value in entry.items()
             if name.startswith("accuracy/")
         )
-        loss = f"loss {entry['loss']:.4f}, " if entry["step"] else ""  # before the first there is none
+        loss = f"loss {entry['loss']:.4f}, " if entry["step"] else ""
         best = "  (best so far)" if better else ""
         self.say(f"step {entry['step']}: {loss}validation {figures}{best}")
