@@ -134,10 +134,10 @@ class Batcher:
         """Fail what still waits and let go of the threads."""
         self._refuse_all("the server has stopped")
 
-    def join(self) -> None:
-        """Wait, off the loop, until the threads have ended; not for one that hangs."""
-        for thread in self._threads:
-            thread.join(JOIN_S)
+    async def wait_closed(self) -> None:
+        """Wait until the threads have ended; not for one that hangs."""
+        # Not a method of ours: a pool's thread lets go of what it ran after telling that it has.
+        await asyncio.to_thread(_join, self._threads)
 
     def _beat(self) -> None:
         self.beat()
@@ -289,6 +289,11 @@ class Batcher:
         self.forget(entry)
         if entry.future is not None and not entry.future.done():
             entry.future.set_exception(error)
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(JOIN_S)
 
 
 def _fill(batch: Batch, outputs: Outputs) -> None:

@@ -176,7 +176,7 @@ class Engine:
 
     async def wait_closed(self) -> None:
         """Wait until the threads have let go of the backend."""
-        await asyncio.to_thread(self._batcher.join)
+        await self._batcher.wait_closed()
 
     def _fail(self) -> None:
         self.ready = False

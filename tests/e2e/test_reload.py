@@ -99,6 +99,19 @@ async def test_a_bundle_that_cannot_be_served_leaves_the_one_in_service(
     assert answer.model_name == "tiny"
 
 
+@pytest.fixture
+def busy_pool(server, monkeypatch):
+    """From the start of the server on, threads that do not let go of what they ran."""
+    held, to_thread = [], asyncio.to_thread
+
+    def holding(*work):
+        held.append(work)
+        return to_thread(*work)
+
+    monkeypatch.setattr(asyncio, "to_thread", holding)
+
+
+@pytest.mark.usefixtures("busy_pool")
 async def test_nothing_is_left_of_the_bundle_that_was_in_service(server, stub, folder):
     answered = await stub.Classify(pb.ClassifyRequest(texts=["I loved it"] * 20))
     assert answered.model_name == "tiny"

@@ -213,12 +213,12 @@ async def test_threads_are_waited_for_but_not_one_that_hangs(rig, monkeypatch):
     (running,) = await rig.hold()
     rig.batcher.close()
     monkeypatch.setattr("service.batcher.JOIN_S", 0.01)
-    await asyncio.to_thread(rig.batcher.join)
+    await rig.batcher.wait_closed()
     assert not running.done()
     monkeypatch.undo()
     rig.backend.open.set()
     await running
-    await asyncio.to_thread(rig.batcher.join)
+    await rig.batcher.wait_closed()
     assert not any(thread.is_alive() for thread in rig.batcher._threads)
 
 
