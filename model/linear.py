@@ -1,5 +1,6 @@
 """The linear part: what tokens and n-grams of tokens say by themselves."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,8 +57,9 @@ class LinearPart(nn.Module):
         self.register_buffer("owner", torch.full((ngrams,), NOBODY, dtype=torch.int16))
 
     def own(self, hashes: Tensor) -> None:
-        """Give each of these n-grams [N] its row, no two of them the same."""
-        self.owner[hashes % self.ngrams] = self._mark(hashes).to(torch.int16)
+        """Give each of these n-grams [N] its row; where several fall on one, the first has it."""
+        rows, first = np.unique(hashes % self.ngrams, return_index=True)
+        self.owner[rows] = self._mark(hashes[first]).to(torch.int16)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]

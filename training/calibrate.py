@@ -45,12 +45,10 @@ def fit_sum(
     stacked = np.asarray(parts)  # [P, N, C]
     number, _, classes = stacked.shape
 
-    def total(found: npt.NDArray[np.float64]) -> Logits:
-        shares, bias = np.split(found, [number])
-        return np.asarray(np.tensordot(shares, stacked, axes=1) + bias)
-
     def loss(found: npt.NDArray[np.float64]) -> float:
-        return _loss(softmax(total(found)), labels, weights)
+        shares, bias = np.split(found, [number])
+        total = np.tensordot(shares, stacked, axes=1) + bias
+        return _loss(softmax(np.asarray(total)), labels, weights)
 
     begin = np.concatenate([np.full(number, 1 / number), np.zeros(classes)])
     seen = np.isin(np.arange(classes), labels)

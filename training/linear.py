@@ -34,7 +34,7 @@ class LinearClassifier(nn.Module):
         `strength` is the inverse of the penalty (C).
         """
         part = LinearPart(config.vocab_size, config.ngrams, config.classes)
-        part.own(owners(dataset, config.ngrams))
+        part.own(most_telling(dataset))
         present = presence(dataset, part)
         scale = telling(present, dataset.targets)
         values = normalize(present.multiply(scale).tocsr(), copy=False)
@@ -50,11 +50,9 @@ class LinearClassifier(nn.Module):
         return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
 
 
-def owners(dataset: Dataset, rows: int) -> Tensor:
-    """The n-grams [N] that a table of so many rows is given to, by their hashes.
-
-    Of those that fall on a row, the one that most of chance would have to explain: Pearson's
-    chi-squared of how often it is in texts of each class.
+def most_telling(dataset: Dataset) -> Tensor:
+    """The n-grams [N] of all texts by their hashes, those first of which chance explains least:
+    Pearson's chi-squared of how often one is in texts of each class.
     """
     ids, real = _joined(dataset)
     hashes = ngram_hashes(ids)[0].T.numpy()[real]  # [S, 2]
@@ -63,9 +61,7 @@ def owners(dataset: Dataset, rows: int) -> Tensor:
     seen = found.T @ dataset.targets  # [N, C]
     expected = np.outer(seen.sum(axis=1), dataset.targets.sum(axis=0) / dataset.targets.sum())
     surprise = ((seen - expected) ** 2 / (expected + SMOOTHING)).sum(axis=1)
-    best_first = every[np.argsort(-surprise, kind="stable")]
-    _, first = np.unique(best_first % rows, return_index=True)
-    return torch.from_numpy(best_first[first])
+    return torch.from_numpy(every[np.argsort(-surprise, kind="stable")])
 
 
 def presence(dataset: Dataset, part: LinearPart) -> csr_array:

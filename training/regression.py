@@ -24,7 +24,9 @@ def fit_logistic(
     # rows the library's 1e-4 leaves a point of accuracy to chance, and 1e-5 what single cases say.
     # L-BFGS stops earlier still. In single precision the search for a step fails before that.
     found = LogisticRegression(C=strength, solver="newton-cg", tol=1e-6, max_iter=1000)
-    found.fit(features[row].astype(np.float64), label, sample_weight=targets[row, label])
+    found.fit(
+        features[row].astype(np.float64, copy=False), label, sample_weight=targets[row, label]
+    )
     coefficients, bias = found.coef_, found.intercept_
     if len(found.classes_) == 2:  # of two classes the library gives the difference
         coefficients, bias = (np.concatenate([-one, one]) / 2 for one in (coefficients, bias))

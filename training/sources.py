@@ -83,8 +83,7 @@ class SourceConfig(BaseModel):
     linear: float = Field(
         1.0,
         ge=0,
-        description="What each of its rows weighs for the linear part and the baseline. Less for "
-        "templates: they are many, of few words, and say good and bad of the same ones.",
+        description="What each of its rows weighs for the linear part and the baseline.",
     )
     strip_html: bool = Field(False, description="Turn <br /> into a space.")
     limit: int | None = Field(None, ge=1, description="Use the first rows only.")
@@ -155,7 +154,7 @@ def read_rows(
         text = _tidied(source, raw)
         whole = excluded(text, held_out)
         try:
-            pieces = _pieces(source, raw, marked)
+            pieces = _pieces(source, raw, text, marked)
         except ValueError as error:
             raise DataError(f"{where}: {place}: {source.passages}={error}") from error
         for piece in pieces:
@@ -260,12 +259,11 @@ def _where(source: SourceConfig, base: Path) -> str:
     return f"hub:{source.hub}" if source.path is None else str(base / source.path)
 
 
-def _pieces(source: SourceConfig, text: str, marked: Any) -> list[str]:
-    """What a source makes rows of; word offsets are those of the text as it came. Raises
-    `ValueError`."""
+def _pieces(source: SourceConfig, raw: str, text: str, marked: Any) -> list[str]:
+    """What a source makes rows of: the tidied text, its sentences, or what is marked in the raw
+    one, whose word offsets they are. Raises `ValueError`."""
     if source.passages is not None:
-        return [_tidied(source, passage) for passage in _passages(text, marked)]
-    text = _tidied(source, text)
+        return [_tidied(source, passage) for passage in _passages(raw, marked)]
     return sentences(text) if source.unit == "sentences" else [text]
 
 

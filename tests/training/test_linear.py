@@ -7,11 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from model.config import ModelConfig
-from model.linear import ngram_hashes
+from model.linear import MARKS, LinearPart, ngram_hashes
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import LinearClassifier, owners, presence, telling
+from training.linear import LinearClassifier, most_telling, presence, telling
 
 VOCABULARY = 30
 
@@ -65,7 +65,9 @@ def test_a_row_goes_to_the_ngram_that_tells_most():
         for ngram in set(ngram_hashes(ids).flatten().tolist()):
             seen[ngram] = seen.get(ngram, 0) + target
     surprise = {ngram: np.ptp(count) ** 2 / (count.sum() + 2) for ngram, count in seen.items()}
-    found = owners(dataset, 50).tolist()
+    part = LinearPart(VOCABULARY, 50, 2)
+    part.own(most_telling(dataset))
+    found = [ngram for ngram in seen if part.owner[ngram % 50] == ngram // 50 % MARKS]
     assert sorted(ngram % 50 for ngram in found) == sorted({ngram % 50 for ngram in seen})
     for ngram in found:
         others = [surprise[other] for other in seen if other % 50 == ngram % 50]
