@@ -88,6 +88,15 @@ def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
+def in_half_precision(precision: str, device: torch.device) -> bool:
+    """Do matrices multiply in bfloat16, while weights and sums stay in single precision
+    (Kalamkar et al. 2019)? "auto" does where the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    found = torch.cpu.get_capabilities()
+    return device.type == "cuda" or any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 class Trainer:
     """One run: owns the weights, their average, the optimiser and where the run stands."""
 
@@ -113,9 +122,7 @@ class Trainer:
         self.optimizer = optimizer(self.network, config)
         self.progress = Progress()
         self.epochs = passes(batches.tokens) if config.epochs is None else config.epochs
-        half = config.precision == "bfloat16" or (
-            config.precision == "auto" and where.device.type == "cuda"
-        )
+        half = in_half_precision(config.precision, where.device)
         self.autocast = torch.autocast(where.device.type, torch.bfloat16, enabled=half)
 
     @staticmethod

@@ -59,6 +59,26 @@ def test_agrees_with_torch(heads, queries, padded, need_weights):
         assert weights is None
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_in_half_precision_both_ways_agree_forward_and_back(turned):
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(32, 2)
+    rotary = rotary_angles(7, 16, theta=10_000.0) if turned else None
+    x = torch.randn(3, 7, 32)
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [True] * 7])[:, None, None]
+    found = []
+    for half, need_weights in ((False, True), (True, True), (True, False)):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            context, _ = attention(x, x, mask, rotary, need_weights=need_weights)
+        context.float().square().sum().backward()
+        found.append((context.float(), attention.q_proj.weight.grad))
+        assert (context.dtype == torch.bfloat16) == half
+    for context, gradient in found[1:]:
+        torch.testing.assert_close(context, found[0][0], rtol=0, atol=0.02)
+        torch.testing.assert_close(gradient, found[0][1], rtol=0, atol=0.02)
+
+
 def test_weights_are_those_before_dropout():
     torch.manual_seed(0)
     attention = MultiHeadAttention(16, 2, dropout=0.5)

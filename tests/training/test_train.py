@@ -10,7 +10,7 @@ import torch
 
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainConfig
-from training.train import learning_rate, passes
+from training.train import in_half_precision, learning_rate, passes
 
 ROOT = Path(__file__).parents[2]
 REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
@@ -70,7 +70,8 @@ def test_a_killed_run_continued_gives_the_weights_of_an_unbroken_one(unbroken, t
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    plain = ("--set", "network.dropout=0", "--set", "train.token_dropout=0", "--epochs", "1")
+    exact = ("network.dropout=0", "train.token_dropout=0", "train.precision=float32")
+    plain = (*(part for setting in exact for part in ("--set", setting)), "--epochs", "1")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, start in ((one, ()), (two, (*launcher, "-m", "training"))):
@@ -129,6 +130,23 @@ def test_the_rate_warms_up_and_decays_to_nothing():
 )
 def test_few_rows_are_seen_often_and_many_seldom(tokens, epochs):
     assert passes(tokens) == epochs
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "instructions", "half"),
+    [
+        ("auto", "cuda", {}, True),
+        ("auto", "cpu", {"avx512_bf16": True, "amx_bf16": False}, True),
+        ("auto", "cpu", {"avx512_bf16": False, "amx_bf16": True}, True),
+        ("auto", "cpu", {"avx512_bf16": False, "avx512_f": True}, False),
+        ("auto", "cpu", {}, False),
+        ("bfloat16", "cpu", {}, True),
+        ("float32", "cpu", {"avx512_bf16": True}, False),
+    ],
+)
+def test_bfloat16_is_for_devices_that_have_it(precision, device, instructions, half, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert in_half_precision(precision, torch.device(device)) == half
 
 
 def test_the_last_weights_are_kept_where_asked_for(tmp_path):
