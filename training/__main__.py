@@ -25,6 +25,7 @@ from training.formats import DataError
 from training.page import page
 from training.pipeline import encode, fit
 from training.progress import Display
+from training.recalibration import recalibrate
 from training.sources import SourceConfig, read_rows
 from training.train import ranks
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_evaluate(commands)
+    _add_calibrate(commands)
     _add_check(commands)
     _add_tune(commands)
     _add_report(commands)
@@ -169,6 +171,23 @@ def _add_evaluate(commands: Any) -> None:
     _add_columns(command)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_evaluate)
+
+
+def _add_calibrate(commands: Any) -> None:
+    command = commands.add_parser(
+        "calibrate",
+        help="make a bundle as sure as it is right on your texts",
+        description="Write a bundle once more, at the temperature and the abstention threshold "
+        "that suit these texts. Its answers stay as they are, how sure they are does not. The "
+        "texts should be such as it is to answer, and none that it was trained on.",
+    )
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("data", help="file of labelled texts")
+    _add_columns(command)
+    command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
+    command.add_argument("--version", help="version of the bundle (default: VERSION+calibrated)")
+    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.set_defaults(run=_calibrate)
 
 
 def _add_check(commands: Any) -> None:
@@ -338,6 +357,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         for name, value in metrics.items():
             said = f"{value:.4f}" if isinstance(value, float) else value
             console.out(f"{name}: {said}", highlight=False)
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    bundle, source = read_bundle(options.bundle), _source(options.data, options)
+    rows, _, _ = read_rows(source, bundle.manifest.labels, Path())
+    display = Display(quiet=options.quiet)
+    recalibrate(bundle, source.name, rows, options.out, display, options.version)
     return 0
 
 

@@ -32,6 +32,17 @@ def fit_temperature(logits: Logits, labels: Labels, weights: Weights | None = No
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
 
 
+def cross_calibrated(logits: Logits, labels: Labels, folds: int = 5) -> Logits:
+    """Probabilities [N, C] of each row at the temperature that suits the other folds' rows: what a
+    temperature is worth on rows that had no say in it."""
+    of_fold = np.arange(len(labels)) % folds
+    probabilities = np.empty_like(logits)
+    for fold in range(folds):
+        own = of_fold == fold
+        probabilities[own] = softmax(logits[own], fit_temperature(logits[~own], labels[~own]))
+    return probabilities
+
+
 def fit_sum(
     parts: Sequence[Logits], labels: Labels, weights: Weights | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

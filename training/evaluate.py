@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -114,16 +114,21 @@ def measure_sets(
     return metrics
 
 
-def predict_bundle(bundle: Bundle, dataset: Dataset, max_batch_tokens: int = 16_384) -> Logits:
-    """Calibrated probabilities [N, C] of every row from a bundle's own graph."""
+def predict_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    output: Literal["probabilities", "logits"] = "probabilities",
+    max_batch_tokens: int = 16_384,
+) -> Logits:
+    """Calibrated probabilities, or logits, [N, C] of every row from a bundle's own graph."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         bundle.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    probabilities = np.zeros((len(dataset), bundle.manifest.config.classes), dtype=np.float32)
+    found = np.zeros((len(dataset), bundle.manifest.config.classes), dtype=np.float32)
     for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
         input_ids, mask = collate(dataset, rows)
         feeds = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
-        probabilities[rows] = session.run(["probabilities"], feeds)[0]
-    return probabilities
+        found[rows] = session.run([output], feeds)[0]
+    return found

@@ -22,7 +22,7 @@ from training.baseline import LinearBaseline
 from training.batches import Dataset, TrainingBatches
 from training.calibrate import Weights, abstention_threshold, alike, fit_sum, fit_temperature
 from training.config import ConfigError, RunConfig
-from training.evaluate import Labels, Logits, measure, measure_sets, predict, softmax
+from training.evaluate import Labels, Logits, measure_sets, predict, softmax
 from training.export import check_parity, export, halve_weights
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import LinearClassifier
@@ -239,7 +239,7 @@ def finish(
         sources=_provenance(splits),
         license=config.license,
         code=code_identity(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=now(),
     )
     settings = config.train.model_dump() | {"steps": int(history[-1]["step"])}
     everything = np.concatenate(list(probabilities.values()))
@@ -254,10 +254,7 @@ def finish(
                 about, settings, network.parameter_count, splits.warnings
             ),
             "loss.png": report.loss_plot(history),
-            "confusion.png": report.confusion_plot(
-                measure(everything, truth)["confusion"], splits.labels
-            ),
-            "reliability.png": report.reliability_plot(everything, truth),
+            **report.measured_plots(everything, truth, splits.labels),
         },
     )
     display.say(f"wrote {out} ({bundle.fingerprint[:12]})")
@@ -267,6 +264,11 @@ def finish(
 def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
     """Rows as token ids."""
     return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
+
+
+def now() -> str:
+    """When it is, ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def code_identity() -> str:

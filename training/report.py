@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model.bundle import About
-from training.evaluate import Labels, Logits, margin
+from training.evaluate import Labels, Logits, margin, measure
 
 matplotlib.use("Agg")
 
@@ -63,6 +63,15 @@ def reliability_plot(probabilities: Logits, labels: Labels, bins: int = 10) -> b
     )
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     return _png(figure)
+
+
+def measured_plots(probabilities: Logits, truth: Labels, labels: Sequence[str]) -> dict[str, bytes]:
+    """What the answers to some rows look like, as files of a report."""
+    confusion = measure(probabilities, truth)["confusion"]
+    return {
+        "confusion.png": confusion_plot(confusion, labels),
+        "reliability.png": reliability_plot(probabilities, truth),
+    }
 
 
 def model_card(

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from training.batches import Dataset
-from training.calibrate import abstention_threshold, alike, fit_sum, fit_temperature
+from training.calibrate import (
+    abstention_threshold,
+    alike,
+    cross_calibrated,
+    fit_sum,
+    fit_temperature,
+)
 from training.evaluate import (
     calibration_error_by_chance,
     expected_calibration_error,
@@ -50,6 +56,20 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     truth = softmax(logits, temperature)
     labels = (generator.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_no_row_has_a_say_in_its_own_temperature():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (50, 2)).astype(np.float32)
+    labels = np.where(generator.random(50) < 0.8, logits.argmax(axis=1), 0)
+    probabilities = cross_calibrated(logits, labels, folds=5)
+    own = np.arange(50) % 5 == 2
+    expected = softmax(logits[own], fit_temperature(logits[~own], labels[~own]))
+    np.testing.assert_array_equal(probabilities[own], expected)
+    turned = np.where(own, 1 - labels, labels)
+    others = cross_calibrated(logits, turned, folds=5)
+    np.testing.assert_array_equal(others[own], probabilities[own])
+    assert (others[~own] != probabilities[~own]).any(axis=1).all()
 
 
 def test_a_small_set_counts_as_much_as_a_large_one():

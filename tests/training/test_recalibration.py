@@ -1,0 +1,88 @@
+import csv
+
+import numpy as np
+import pytest
+
+from model.bundle import read_bundle
+from tests.conftest import REVIEWS
+from training.__main__ import main
+from training.evaluate import predict_bundle
+from training.pipeline import encode
+from training.rows import Rows
+
+
+@pytest.fixture(scope="module")
+def reviews() -> list[list[str]]:
+    with REVIEWS.open(encoding="utf-8", newline="") as file:
+        return [[row["text"], row["label"]] for row in csv.DictReader(file)]
+
+
+def table(folder, rows):
+    path = folder / "mine.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *rows])
+    return path
+
+
+def one_in_four_wrong(rows):
+    """One label in four is the other: the bundle, which knows the rows by heart, is right in three
+    quarters of them and much surer than that."""
+    other = {"negative": "positive", "positive": "negative"}
+    return [[text, other[label] if i % 4 == 0 else label] for i, (text, label) in enumerate(rows)]
+
+
+def encoded(bundle, texts):
+    size = len(texts)
+    rows = Rows(texts, np.eye(2, dtype="f4")[[0] * size], np.zeros(size, int), np.full(size, "pt"))
+    return encode(rows, bundle.tokenizer)
+
+
+def test_it_is_as_sure_as_it_is_right_and_answers_as_before(tiny_bundle, reviews, tmp_path, capsys):
+    data, out = table(tmp_path, one_in_four_wrong(reviews)), tmp_path / "calibrated"
+    assert main(["calibrate", str(tiny_bundle), str(data), "--out", str(out)]) == 0
+    before, after = read_bundle(tiny_bundle), read_bundle(out)
+    rows = encoded(before, [text for text, _ in reviews])
+    was, now = (predict_bundle(bundle, rows) for bundle in (before, after))
+    assert was.max(axis=1).mean() > 0.9
+    assert now.max(axis=1).mean() == pytest.approx(0.75, abs=0.03)
+    logits = [predict_bundle(bundle, rows, "logits") for bundle in (before, after)]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
+    manifest = after.manifest
+    assert manifest.temperature > 2 * before.manifest.temperature
+    assert (now.max(axis=1) >= manifest.abstention_threshold).mean() == pytest.approx(0.8, abs=0.02)
+    assert manifest.version == f"{before.manifest.version}+calibrated"
+    assert list(manifest.metrics) == ["mine", "language und"], "others were of another temperature"
+    assert manifest.metrics["mine"]["ece"] < 0.1
+    assert manifest.sources == before.manifest.sources
+    card = (out / "report" / "model_card.md").read_text(encoding="utf-8")
+    assert before.fingerprint in card
+    said = capsys.readouterr().err
+    assert f"temperature {before.manifest.temperature:.2f} to {manifest.temperature:.2f}" in said
+
+
+def test_weights_in_half_precision_stay_so(tiny_bundle, reviews, tmp_path):
+    data = table(tmp_path, one_in_four_wrong(reviews))
+    for source, out in ((tiny_bundle, "once"), (tmp_path / "once", "twice")):
+        assert main(["calibrate", str(source), str(data), "--out", str(tmp_path / out)]) == 0
+    once, twice = (read_bundle(tmp_path / name) for name in ("once", "twice"))
+    assert twice.manifest.temperature == pytest.approx(once.manifest.temperature, rel=1e-3)
+    kinds = [
+        {tensor.name: tensor.data_type for tensor in bundle.graph.graph.initializer}
+        for bundle in (read_bundle(tiny_bundle), once, twice)
+    ]
+    assert kinds[0] == kinds[1] == kinds[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows[:49], "mine: 49 rows; a temperature takes 50 at least"),
+        (lambda rows: rows, "rows are answered right; that does not say how sure to be"),
+        (lambda rows: [[text, "great"] for text, _ in rows], "great"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused(change, reason, tiny_bundle, reviews, tmp_path, capsys):
+    data, out = table(tmp_path, change(reviews)), tmp_path / "calibrated"
+    assert main(["calibrate", str(tiny_bundle), str(data), "--out", str(out)]) == 2
+    assert reason in capsys.readouterr().err
+    assert not out.exists()

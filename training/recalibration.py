@@ -1,0 +1,90 @@
+"""A bundle once more, at the temperature and the threshold that suit other rows.
+
+No one temperature suits all kinds of text: what is sure enough of short sentences is too sure of
+long reviews. Weights and answers stay as they are; how sure the answers are does not.
+"""
+
+from pathlib import Path
+
+from model.bundle import About, Bundle, BundleError, check_place, write_bundle
+from model.classifier import TextClassifier
+from training import report
+from training.calibrate import abstention_threshold, cross_calibrated, fit_temperature
+from training.evaluate import measure, measure_sets, predict_bundle, softmax
+from training.export import HALVED, check_parity, export, exported_weights
+from training.formats import DataError
+from training.pipeline import code_identity, encode, now
+from training.progress import Display
+from training.rows import Rows
+
+FEWEST_ROWS = 50  # of fewer a temperature is chance
+
+
+def recalibrate(
+    bundle: Bundle, name: str, rows: Rows, out: Path, display: Display, version: str | None = None
+) -> Bundle:
+    """Write the bundle into `out`, calibrated by `rows`, which should be none that it has seen.
+
+    Its metrics are those of the rows, under `name`, each row at the temperature of the others.
+    Raises `DataError` where the rows do not say how sure to be.
+    """
+    check_place(out)
+    if len(rows) < FEWEST_ROWS:
+        raise DataError(f"{name}: {len(rows)} rows; a temperature takes {FEWEST_ROWS} at least")
+    before = bundle.manifest
+    encoded = encode(rows, bundle.tokenizer)
+    logits = predict_bundle(bundle, encoded, "logits")
+    was = measure(softmax(logits, before.temperature), rows.labels)
+    if was["accuracy"] in (0, 1):
+        raise DataError(
+            f"{name}: all {len(rows):,} rows are answered {'right' if was['accuracy'] else 'wrong'}"
+            "; that does not say how sure to be"
+        )
+    temperature = fit_temperature(logits, rows.labels)
+    threshold = abstention_threshold(softmax(logits, temperature))
+    probabilities = cross_calibrated(logits, rows.labels)
+    metrics = measure_sets({name: probabilities}, {name: rows})
+    display.say(
+        f"temperature {before.temperature:.2f} to {temperature:.2f}: calibration error "
+        f"{was['ece']:.2%} to {metrics[name]['ece']:.2%} over {len(rows):,} rows, by chance alone "
+        f"{metrics[name]['ece_by_chance']:.2%}; less sure than {threshold:.1%} are the last fifth"
+    )
+    network = _network(bundle)
+    half = any(tensor.name.endswith(HALVED) for tensor in bundle.graph.graph.initializer)
+    graph = export(network, temperature, half_weights=half)
+    check_parity(graph, network, temperature)
+    changed = {
+        "version": version or f"{before.version}+calibrated",
+        "temperature": temperature,
+        "abstention_threshold": threshold,
+        "opset": graph.opset_import[0].version,
+        "metrics": metrics,
+        "code": code_identity(),
+        "created": now(),
+    }
+    about = About(**before.model_dump(exclude={"files"}) | changed)
+    settings = {
+        "calibrated": f"on {len(rows):,} rows of {name}",
+        "from": f"{before.name} {before.version}, {bundle.fingerprint}",
+        "temperature before": before.temperature,
+    }
+    card = report.model_card(about, settings, network.parameter_count, ())
+    plots = report.measured_plots(probabilities, rows.labels, about.labels)
+    written = write_bundle(
+        out,
+        graph=graph,
+        tokenizer=bundle.tokenizer,
+        about=about,
+        report={"model_card.md": card, **plots},
+    )
+    display.say(f"wrote {out} ({written.fingerprint[:12]})")
+    return written
+
+
+def _network(bundle: Bundle) -> TextClassifier:
+    network = TextClassifier(bundle.manifest.config)
+    try:
+        network.load_state_dict(exported_weights(bundle.graph))
+    except RuntimeError as error:
+        raise BundleError(f"{bundle.path}: holds not all of the weights: {error}") from error
+    return network.eval()
