@@ -55,6 +55,9 @@ class TrainConfig(BaseModel):
     )
     max_batch_tokens: int = Field(2048, ge=64, description="Padded tokens in one step, all ranks.")
     crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="Of the layers' matrices; the rest is always AdamW's."
+    )
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.06, ge=0, le=1, description="Share of the steps that warm up.")
     weight_decay: float = Field(0.05, ge=0)

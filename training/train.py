@@ -74,18 +74,59 @@ def passes(tokens: int) -> int:
     return min(max(round(TOKENS_TO_SEE / tokens), FEWEST_PASSES), MOST_PASSES)
 
 
-def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019); decay on matrices, none on norms, biases, tables."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        matrix = parameter.dim() >= 2 and not name.startswith(("embedding", "query"))
-        (decayed if matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+class Optimizers:
+    """Muon for the matrices of layers and pooling (Jordan et al. 2024), its steps as long as those
+    of AdamW (Liu et al. 2025, section 2.2); AdamW (Loshchilov and Hutter 2019) for the rest.
+
+    Matrices decay; norms, biases and tables do not.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+        hidden: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in network.named_parameters():
+            if parameter.dim() != 2 or name.startswith("embedding"):
+                plain.append(parameter)
+            elif config.optimizer == "muon" and not name.startswith("head"):
+                hidden.append(parameter)
+            else:
+                decayed.append(parameter)
+        rate, decay = config.learning_rate, config.weight_decay
+        groups = [
+            {"params": decayed, "weight_decay": decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.each: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        ]
+        if hidden:
+            self.each.append(
+                torch.optim.Muon(
+                    hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+
+    def step(self, rate: float | None = None) -> None:
+        """Move the weights, at another learning rate if one is given."""
+        for one in self.each:
+            for group in one.param_groups if rate is not None else ():
+                group["lr"] = rate
+            one.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for one in self.each:
+            one.zero_grad()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What a run needs to go on."""
+        return [one.state_dict() for one in self.each]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from what `state_dict` gave."""
+        for one, state in zip(self.each, states, strict=True):
+            one.load_state_dict(state)
 
 
 def in_half_precision(precision: str, device: torch.device) -> bool:
@@ -119,7 +160,7 @@ class Trainer:
         self.average = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
         )
-        self.optimizer = optimizer(self.network, config)
+        self.optimizers = Optimizers(self.network, config)
         self.progress = Progress()
         self.epochs = passes(batches.tokens) if config.epochs is None else config.epochs
         half = in_half_precision(config.precision, where.device)
@@ -189,10 +230,8 @@ class Trainer:
         config, progress = self.config, self.progress
         # Each step seeds its own dropout: a run that goes on draws what it would have drawn.
         torch.manual_seed((self.batches.seed * 1_000_003 + progress.step) * 4096 + self.where.rank)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, steps, config)
         self.wrapped.train()
-        self.optimizer.zero_grad()
+        self.optimizers.zero_grad()
         batch = batch.to(self.where.device)
         input_ids = drop_tokens(batch.input_ids, batch.attention_mask, config.token_dropout)
         with self.autocast:
@@ -203,7 +242,7 @@ class Trainer:
         # DistributedDataParallel takes the mean over ranks; the loss is a sum over them.
         (loss * self.where.world_size).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
-        self.optimizer.step()
+        self.optimizers.step(learning_rate(progress.step, steps, config))
         if config.ema_decay:
             self.average.update_parameters(self.network)
         meter.add(loss.detach(), logits.detach(), batch)
@@ -247,7 +286,7 @@ class Trainer:
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
         }
 
     def _save(self) -> None:
@@ -258,4 +297,4 @@ class Trainer:
         self.progress, states = load_checkpoint(self.checkpoint, self.fingerprint)
         self.network.load_state_dict(states["network"])
         self.average.load_state_dict(states["average"])
-        self.optimizer.load_state_dict(states["optimizer"])
+        self.optimizers.load_state_dict(states["optimizers"])

@@ -23,7 +23,7 @@ from tests.benchmarks.texts import chosen
 from training.batches import Dataset, TrainingBatch, TrainingBatches
 from training.config import TrainConfig
 from training.objectives import classification_loss, drop_tokens
-from training.train import optimizer
+from training.train import Optimizers
 
 OURS, PEER = "realce", "torch.nn.TransformerEncoder"
 SHOWN = ("tokens_per_s", "times_torch")
@@ -68,7 +68,7 @@ class _Loop:
     def __init__(self, network: nn.Module, batches: TrainingBatches, device: torch.device) -> None:
         self._device = device
         self._network = network.to(device).train()
-        self._optimizer = optimizer(network, CONFIG)
+        self._optimizers = Optimizers(network, CONFIG)
         gpu = device.type == "cuda"
         self._forward = torch.compile(network, dynamic=True) if gpu else network
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=gpu)
@@ -84,14 +84,14 @@ class _Loop:
         return {"tokens_per_s": tokens / taken}
 
     def _step(self, batch: TrainingBatch) -> int:
-        self._optimizer.zero_grad()
+        self._optimizers.zero_grad()
         batch = batch.to(self._device)
         input_ids = drop_tokens(batch.input_ids, batch.attention_mask, CONFIG.token_dropout)
         with self._autocast:
             logits = self._forward(input_ids, batch.attention_mask)
         classification_loss(logits.float(), batch.targets, batch.rows, 0.0).backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), CONFIG.gradient_clip)
-        self._optimizer.step()
+        self._optimizers.step()
         return int(batch.attention_mask.sum())
 
 
