@@ -1,7 +1,7 @@
 """Training steps of our network and of the same sizes out of torch's own encoder.
 
-Batches are those of a run: texts of like length together. On a GPU both are compiled and compute
-in bfloat16.
+Batches are those of a run: texts of like length together. Both compute in bfloat16 where a run
+does, and on a GPU both are compiled.
 """
 
 import itertools
@@ -23,7 +23,8 @@ from tests.benchmarks.texts import chosen
 from training.batches import Dataset, TrainingBatch, TrainingBatches
 from training.config import TrainConfig
 from training.objectives import classification_loss, drop_tokens
-from training.train import Optimizers
+from training.optimizers import Optimizers
+from training.train import in_half_precision
 
 OURS, PEER = "realce", "torch.nn.TransformerEncoder"
 SHOWN = ("tokens_per_s", "times_torch")
@@ -71,7 +72,8 @@ class _Loop:
         self._optimizers = Optimizers(network, CONFIG)
         gpu = device.type == "cuda"
         self._forward = torch.compile(network, dynamic=True) if gpu else network
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=gpu)
+        half = in_half_precision("auto", device)
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self._batches = _endless(batches)
         for _ in range(WARM_UP_STEPS):
             self._step(next(self._batches))
