@@ -61,15 +61,20 @@ class Source(BaseModel):
     origin: str = ""
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
+Label = Annotated[str, Field(min_length=1, max_length=64)]
+
+
 class About(BaseModel):
     """Everything the service needs to know that is not weights or vocabulary."""
 
     model_config = _FROZEN
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    version: str = Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")
-    labels: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...]
+    name: Name
+    version: Version
+    labels: tuple[Label, ...]
     languages: tuple[str, ...]
     config: ModelConfig
     bias: tuple[float, ...] = Field(description="Bias of each class's logit, in class order.")

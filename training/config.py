@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.bundle import Label, Name, Version
 from model.config import ModelConfig
 from model.faults import faults
 from training.sources import SourceConfig
@@ -132,10 +133,10 @@ class RunConfig(BaseModel):
 
     model_config = _FROZEN
 
-    name: str = "model"
-    version: str = "1"
+    name: Name = "model"
+    version: Version = "1"
     license: str = "unspecified"
-    labels: tuple[str, ...] | None = Field(None, description="Class order; None: as discovered.")
+    labels: tuple[Label, ...] | None = Field(None, description="Class order; None: as discovered.")
     weights: Literal["float32", "float16"] = Field(
         "float32", description="How model.onnx stores its weights; computing is float32."
     )
@@ -156,6 +157,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         train, network = self.train, self.network
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels={self.labels} has one twice")
         try:
             ModelConfig(vocab_size=train.vocab_size, classes=2, **network.model_dump())
         except ValidationError as error:

@@ -6,10 +6,14 @@ long reviews. Weights and answers stay as they are; how sure the answers are doe
 
 from pathlib import Path
 
-from model.bundle import About, Bundle, BundleError, check_place, write_bundle
+from pydantic import TypeAdapter, ValidationError
+
+from model.bundle import About, Bundle, BundleError, Version, check_place, write_bundle
 from model.classifier import TextClassifier
+from model.faults import faults
 from training import report
 from training.calibrate import abstention_threshold, cross_calibrated, fit_temperature
+from training.config import ConfigError
 from training.evaluate import measure, measure_sets, predict_bundle, softmax
 from training.export import HALVED, check_parity, export, exported_weights
 from training.formats import DataError
@@ -18,6 +22,7 @@ from training.progress import Display
 from training.rows import Rows
 
 FEWEST_ROWS = 50  # of fewer a temperature is chance
+SUFFIX = "+calibrated"  # of the version, where no other is given
 
 
 def recalibrate(
@@ -29,9 +34,10 @@ def recalibrate(
     Raises `DataError` where the rows do not say how sure to be.
     """
     check_place(out)
+    before = bundle.manifest
+    version = _version(version or before.version.removesuffix(SUFFIX) + SUFFIX)
     if len(rows) < FEWEST_ROWS:
         raise DataError(f"{name}: {len(rows)} rows; a temperature takes {FEWEST_ROWS} at least")
-    before = bundle.manifest
     encoded = encode(rows, bundle.tokenizer)
     logits = predict_bundle(bundle, encoded, "logits")
     was = measure(softmax(logits, before.temperature), rows.labels)
@@ -47,14 +53,14 @@ def recalibrate(
     display.say(
         f"temperature {before.temperature:.2f} to {temperature:.2f}: calibration error "
         f"{was['ece']:.2%} to {metrics[name]['ece']:.2%} over {len(rows):,} rows, by chance alone "
-        f"{metrics[name]['ece_by_chance']:.2%}; less sure than {threshold:.1%} are the last fifth"
+        f"{metrics[name]['ece_by_chance']:.2%}; a fifth is less sure than {threshold:.1%}"
     )
     network = _network(bundle)
     half = any(tensor.name.endswith(HALVED) for tensor in bundle.graph.graph.initializer)
     graph = export(network, temperature, half_weights=half)
     check_parity(graph, network, temperature)
     changed = {
-        "version": version or f"{before.version}+calibrated",
+        "version": version,
         "temperature": temperature,
         "abstention_threshold": threshold,
         "opset": graph.opset_import[0].version,
@@ -79,6 +85,13 @@ def recalibrate(
     )
     display.say(f"wrote {out} ({written.fingerprint[:12]})")
     return written
+
+
+def _version(text: str) -> str:
+    try:
+        return TypeAdapter(Version).validate_python(text)
+    except ValidationError as error:
+        raise ConfigError(f"version={text!r}: {faults(error)}") from error
 
 
 def _network(bundle: Bundle) -> TextClassifier:

@@ -65,12 +65,21 @@ def test_weights_in_half_precision_stay_so(tiny_bundle, reviews, tmp_path):
     for source, out in ((tiny_bundle, "once"), (tmp_path / "once", "twice")):
         assert main(["calibrate", str(source), str(data), "--out", str(tmp_path / out)]) == 0
     once, twice = (read_bundle(tmp_path / name) for name in ("once", "twice"))
+    assert twice.manifest.version == once.manifest.version
     assert twice.manifest.temperature == pytest.approx(once.manifest.temperature, rel=1e-3)
     kinds = [
         {tensor.name: tensor.data_type for tensor in bundle.graph.graph.initializer}
         for bundle in (read_bundle(tiny_bundle), once, twice)
     ]
     assert kinds[0] == kinds[1] == kinds[2]
+
+
+def test_a_version_that_no_bundle_may_have_is_refused(tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "calibrated"
+    command = ["calibrate", str(tiny_bundle), str(REVIEWS), "--out", str(out), "--version", "a b"]
+    assert main(command) == 2
+    assert "version='a b'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
