@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from model.bundle import BundleError, read_bundle
+from model.bundle import Bundle, BundleError, read_bundle
 from training import results
 from training.behaviour import check
 from training.checkpoint import CheckpointError
@@ -26,6 +26,7 @@ from training.page import page
 from training.pipeline import encode, fit
 from training.progress import Display
 from training.recalibration import recalibrate
+from training.rows import Rows
 from training.sources import SourceConfig, read_rows
 from training.train import ranks
 
@@ -162,13 +163,18 @@ def _add_columns(command: argparse.ArgumentParser) -> None:
     command.add_argument("--language", default="und", help="language of the texts, as in pt or en")
 
 
+def _add_bundle_and_rows(command: argparse.ArgumentParser) -> None:
+    """What `_bundle_and_rows` reads."""
+    command.add_argument("bundle", type=Path, help="folder of the bundle")
+    command.add_argument("data", help="file of labelled texts")
+    _add_columns(command)
+
+
 def _add_evaluate(commands: Any) -> None:
     command = commands.add_parser(
         "evaluate", help="measure a bundle on labelled texts", description="Measure a bundle."
     )
-    command.add_argument("bundle", type=Path, help="folder of the bundle")
-    command.add_argument("data", help="file of labelled texts")
-    _add_columns(command)
+    _add_bundle_and_rows(command)
     command.add_argument("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=_evaluate)
 
@@ -181,9 +187,7 @@ def _add_calibrate(commands: Any) -> None:
         "that suit these texts. Its answers stay as they are, how sure they are does not. The "
         "texts should be such as it is to answer, and none that it was trained on.",
     )
-    command.add_argument("bundle", type=Path, help="folder of the bundle")
-    command.add_argument("data", help="file of labelled texts")
-    _add_columns(command)
+    _add_bundle_and_rows(command)
     command.add_argument("--out", type=Path, required=True, help="folder to write the bundle into")
     command.add_argument("--version", help="version of the bundle (default: VERSION+calibrated)")
     command.add_argument("--quiet", action="store_true", help="no progress")
@@ -345,9 +349,15 @@ def _extra(name: str) -> Iterator[None]:
         ) from error
 
 
+def _bundle_and_rows(options: argparse.Namespace) -> tuple[Bundle, Rows, str]:
+    """A bundle, labelled rows of its classes, and what they are called."""
+    bundle, source = read_bundle(options.bundle), _source(options.data, options)
+    rows, _, _ = read_rows(source, bundle.manifest.labels, Path())
+    return bundle, rows, source.name
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    bundle = read_bundle(options.bundle)
-    rows, _, _ = read_rows(_source(options.data, options), bundle.manifest.labels, Path())
+    bundle, rows, _ = _bundle_and_rows(options)
     probabilities = predict_bundle(bundle, encode(rows, bundle.tokenizer))
     metrics = measure(probabilities, rows.labels)
     console = Console()
@@ -361,10 +371,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    bundle, source = read_bundle(options.bundle), _source(options.data, options)
-    rows, _, _ = read_rows(source, bundle.manifest.labels, Path())
+    bundle, rows, name = _bundle_and_rows(options)
     display = Display(quiet=options.quiet)
-    recalibrate(bundle, source.name, rows, options.out, display, options.version)
+    recalibrate(bundle, name, rows, options.out, display, options.version)
     return 0
 
 

@@ -41,10 +41,10 @@ class Optimizers:
                 )
             )
 
-    def step(self, rate: float | None = None) -> None:
-        """Move the weights, at another learning rate if one is given."""
+    def step(self, rate: float) -> None:
+        """Move the weights, at this learning rate."""
         for one in self.each:
-            for group in one.param_groups if rate is not None else ():
+            for group in one.param_groups:
                 group["lr"] = rate
             one.step()
 

@@ -93,7 +93,7 @@ class _Loop:
             logits = self._forward(input_ids, batch.attention_mask)
         classification_loss(logits.float(), batch.targets, batch.rows, 0.0).backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), CONFIG.gradient_clip)
-        self._optimizers.step()
+        self._optimizers.step(CONFIG.learning_rate)
         return int(batch.attention_mask.sum())
 
 
