@@ -40,6 +40,7 @@ OUTPUTS = (
 
 MAX_OPSET = 24  # ONNX Runtime 1.31 has no complete support beyond 26; 24 is what we write
 MAX_FILE_BYTES = 1 << 30
+MAX_LABEL_CHARACTERS = 64
 TOKENIZER_KEY = "realce.tokenizer_sha256"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +64,7 @@ class Source(BaseModel):
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$")]
-Label = Annotated[str, Field(min_length=1, max_length=64)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
 
 
 class About(BaseModel):

@@ -1,8 +1,5 @@
 """One run from rows to bundle, in the order it happens."""
 
-import datetime
-import importlib.metadata
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.bundle import TOKENIZER, About, Bundle, check_place, write_bundle
+from model.bundle import TOKENIZER, Bundle, check_place
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -23,10 +20,11 @@ from training.batches import Dataset, TrainingBatches
 from training.calibrate import Weights, abstention_threshold, alike, fit_sum, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure_sets, predict, softmax
-from training.export import check_parity, export, halve_weights
+from training.export import halve_weights
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import LinearClassifier
 from training.progress import Display
+from training.release import release
 from training.rows import Rows, concatenate
 from training.splits import Splits, prepare
 from training.train import Ranks, Trainer, Watch
@@ -199,7 +197,7 @@ def finish(
     where: Ranks,
     display: Display,
 ) -> Bundle:
-    """From fitted weights to a bundle: calibrate, measure once on test, export, prove, write."""
+    """From fitted weights to a bundle: calibrate, measure once on test, release."""
     half = config.weights == "float16"
     if half:
         halve_weights(network)
@@ -218,68 +216,37 @@ def finish(
             metrics[name]["linear_accuracy"] = values["accuracy"]
     for name, values in metrics.items():
         display.say(_spoken(name, values))
-    network.cpu()
-    graph = export(network, temperature, half_weights=half)
-    parity = check_parity(graph, network, temperature)
-    display.say(
-        f"exported: differs from torch by {parity.worst:.1e} at most, "
-        f"account complete to {parity.completeness:.1e}"
-    )
-    about = About(
-        name=config.name,
-        version=config.version,
-        labels=splits.labels,
-        languages=tuple(sorted({source.language for source in config.sources})),
-        config=network.config,
-        bias=tuple(network.head.bias.tolist()),
-        temperature=temperature,
-        abstention_threshold=threshold,
-        opset=graph.opset_import[0].version,
-        metrics=metrics,
-        sources=_provenance(splits),
-        license=config.license,
-        code=code_identity(),
-        created=now(),
-    )
-    settings = config.train.model_dump() | {"steps": int(history[-1]["step"])}
     everything = np.concatenate(list(probabilities.values()))
     truth = concatenate(list(splits.test.values())).labels
-    bundle = write_bundle(
+    return release(
         out,
-        graph=graph,
-        tokenizer=tokenizer,
-        about=about,
-        report={
-            "model_card.md": report.model_card(
-                about, settings, network.parameter_count, splits.warnings
-            ),
+        network,
+        tokenizer,
+        {
+            "name": config.name,
+            "version": config.version,
+            "labels": splits.labels,
+            "languages": tuple(sorted({source.language for source in config.sources})),
+            "temperature": temperature,
+            "abstention_threshold": threshold,
+            "metrics": metrics,
+            "sources": _provenance(splits),
+            "license": config.license,
+        },
+        half_weights=half,
+        settings=config.train.model_dump() | {"steps": int(history[-1]["step"])},
+        warnings=splits.warnings,
+        plots={
             "loss.png": report.loss_plot(history),
             **report.measured_plots(everything, truth, splits.labels),
         },
+        display=display,
     )
-    display.say(f"wrote {out} ({bundle.fingerprint[:12]})")
-    return bundle
 
 
 def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
     """Rows as token ids."""
     return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
-
-
-def now() -> str:
-    """When it is, ISO 8601, UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def code_identity() -> str:
-    """Version of this code and, in a checkout, its commit."""
-    version = importlib.metadata.version("realce")
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return version
-    return f"{version}+{commit}"
 
 
 def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokenizer:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from model.bundle import About, Bundle, BundleError, Version, check_place, write_bundle
+from model.bundle import Bundle, BundleError, Version, check_place
 from model.classifier import TextClassifier
 from model.faults import faults
-from training import report
 from training.calibrate import abstention_threshold, cross_calibrated, fit_temperature
 from training.config import ConfigError
 from training.evaluate import measure, measure_sets, predict_bundle, softmax
-from training.export import HALVED, check_parity, export, exported_weights
+from training.export import HALVED, exported_weights
 from training.formats import DataError
-from training.pipeline import code_identity, encode, now
+from training.pipeline import encode
 from training.progress import Display
+from training.release import release
+from training.report import measured_plots
 from training.rows import Rows
 
 FEWEST_ROWS = 50  # of fewer a temperature is chance
@@ -55,36 +56,27 @@ def recalibrate(
         f"{was['ece']:.2%} to {metrics[name]['ece']:.2%} over {len(rows):,} rows, by chance alone "
         f"{metrics[name]['ece_by_chance']:.2%}; a fifth is less sure than {threshold:.1%}"
     )
-    network = _network(bundle)
-    half = any(tensor.name.endswith(HALVED) for tensor in bundle.graph.graph.initializer)
-    graph = export(network, temperature, half_weights=half)
-    check_parity(graph, network, temperature)
-    changed = {
-        "version": version,
-        "temperature": temperature,
-        "abstention_threshold": threshold,
-        "opset": graph.opset_import[0].version,
-        "metrics": metrics,
-        "code": code_identity(),
-        "created": now(),
-    }
-    about = About(**before.model_dump(exclude={"files"}) | changed)
-    settings = {
-        "calibrated": f"on {len(rows):,} rows of {name}",
-        "from": f"{before.name} {before.version}, {bundle.fingerprint}",
-        "temperature before": before.temperature,
-    }
-    card = report.model_card(about, settings, network.parameter_count, ())
-    plots = report.measured_plots(probabilities, rows.labels, about.labels)
-    written = write_bundle(
+    return release(
         out,
-        graph=graph,
-        tokenizer=bundle.tokenizer,
-        about=about,
-        report={"model_card.md": card, **plots},
+        _network(bundle),
+        bundle.tokenizer,
+        before.model_dump(include={"name", "labels", "languages", "sources", "license"})
+        | {
+            "version": version,
+            "temperature": temperature,
+            "abstention_threshold": threshold,
+            "metrics": metrics,
+        },
+        half_weights=any(one.name.endswith(HALVED) for one in bundle.graph.graph.initializer),
+        settings={
+            "calibrated": f"on {len(rows):,} rows of {name}",
+            "from": f"{before.name} {before.version}, {bundle.fingerprint}",
+            "temperature before": before.temperature,
+        },
+        warnings=(),
+        plots=measured_plots(probabilities, rows.labels, before.labels),
+        display=display,
     )
-    display.say(f"wrote {out} ({written.fingerprint[:12]})")
-    return written
 
 
 def _version(text: str) -> str:

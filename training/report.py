@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -75,7 +75,7 @@ def measured_plots(probabilities: Logits, truth: Labels, labels: Sequence[str]) 
 
 
 def model_card(
-    about: About, settings: dict[str, Any], parameters: int, warnings: Sequence[str]
+    about: About, settings: Mapping[str, Any], parameters: int, warnings: Sequence[str]
 ) -> bytes:
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config

@@ -18,11 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from model.bundle import MAX_LABEL_CHARACTERS
 from training.formats import DataError, read_file, read_hub
 from training.rows import Rows, excluded
 
 MAX_DISCOVERED = 256
-MAX_LABEL_CHARACTERS = 64  # as in the manifest
 PLACE = "{text}"  # where a frame says the text
 
 Shares = Mapping[str, float]  # by class, sums to 1
