@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.bundle import BundleError
 from service.ort_backend import DeviceError, choose_provider
 from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import Bench, say
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.bundles:
             try:
                 bundles[name] = find(name, cache)
+            except BundleError as error:
+                top.error(f"--bundles {error}")
             except MissingTorch as error:
                 say(f"left out: {error}")
         bench = Bench(options, bundles)

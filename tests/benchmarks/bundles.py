@@ -18,12 +18,14 @@ class MissingTorch(RuntimeError):
 def find(name: str, cache: Path) -> Path:
     """The folder of a bundle: "embedded", a size as in "4x256" (made in `cache`), or a path.
 
-    Raises `MissingTorch`.
+    Raises `BundleError` where a path leads to none, and `MissingTorch`.
     """
     if name == "embedded":
         return EMBEDDED_BUNDLE
     if not SIZE.fullmatch(name):
-        return Path(name).resolve()
+        folder = Path(name).resolve()
+        read_manifest(folder)
+        return folder
     # With another tokenizer it would be another bundle.
     _, fingerprint = read_manifest(EMBEDDED_BUNDLE)
     folder = (cache / f"{name}-{fingerprint[:8]}").resolve()

@@ -131,7 +131,7 @@ def show(result: Result, console: Console | None = None) -> None:
     most = max((len(row.rounds) for row in result.rows), default=0)
     table = Table(title=f"{result.scenario}, medians of {most} rounds")
     for heading in ("system", "bundle", "load"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # the end of a path tells which it is
     for name in names:
         table.add_column(COLUMNS[name][0], justify="right")
     if verdicts:

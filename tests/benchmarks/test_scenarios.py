@@ -121,6 +121,12 @@ def test_a_device_that_is_not_there_is_refused_at_once(capsys, monkeypatch):
     assert "device=cuda: this ONNX Runtime has only CPUExecutionProvider" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_no_bundle_is_refused_at_once(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["precision", "--bundles", str(tmp_path / "none")])
+    assert f"--bundles {tmp_path / 'none'}: no such folder" in capsys.readouterr().err
+
+
 def test_flags_of_values():
     values = {"per_call": 8, "half": True, "mix": False, "deadline": None, "views": ["a", "b"]}
     assert as_flags(values) == ["--per-call", "8", "--half", "--views", "a", "b"]
