@@ -24,7 +24,7 @@ def find(name: str, cache: Path) -> Path:
         return EMBEDDED_BUNDLE
     if not SIZE.fullmatch(name):
         folder = Path(name).resolve()
-        read_manifest(folder)
+        read_manifest(folder)  # what is none is told now, not after minutes of measuring
         return folder
     # With another tokenizer it would be another bundle.
     _, fingerprint = read_manifest(EMBEDDED_BUNDLE)
