@@ -60,6 +60,7 @@ class Source(BaseModel):
     rows: int = Field(ge=0)
     license: str
     origin: str = ""
+    domain: str = ""
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]

@@ -22,6 +22,11 @@ class ModelConfig(BaseModel):
         ge=0,
         description="Rows of the linear part's table of n-grams; 0: no linear part.",
     )
+    domains: int = Field(
+        1,
+        ge=1,
+        description="K, kinds of text to which the linear part's features say each its own.",
+    )
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary angles.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights.")

@@ -43,23 +43,32 @@ class LinearPart(nn.Module):
     shared: `owner` keeps what is left of the hash of the one n-gram that it belongs to, as a
     quotient filter does (Bender et al. 2012), and the others that fall on it say nothing. Weights
     have a column less than there are classes: those of the last are minus the others' sum.
+
+    Of several domains each has weights of its own, and a text those of all domains, each by how
+    likely the text is of it, which its tokens tell: a mixture of linear experts (Jacobs et al.
+    1991).
     """
 
     owner: Tensor
 
-    def __init__(self, vocab_size: int, ngrams: int, classes: int) -> None:
+    def __init__(self, vocab_size: int, ngrams: int, classes: int, domains: int = 1) -> None:
         super().__init__()
-        self.vocab_size, self.ngrams = vocab_size, ngrams
+        self.vocab_size, self.ngrams, self.domains = vocab_size, ngrams, domains
         self.weight, self.scale = (
             nn.Embedding.from_pretrained(torch.zeros(vocab_size + ngrams, width), freeze=False)
-            for width in (classes - 1, 1)
+            for width in (domains * (classes - 1), 1)
         )
-        self.register_buffer("owner", torch.full((ngrams,), NOBODY, dtype=torch.int16))
+        if domains > 1:
+            self.domain = nn.Embedding.from_pretrained(
+                torch.zeros(vocab_size, domains), freeze=False
+            )
+            self.prior = nn.Parameter(torch.zeros(domains))
+        self.register_buffer("owner", torch.full((ngrams, 1), NOBODY, dtype=torch.int16))
 
     def own(self, hashes: Tensor) -> None:
         """Give each of these n-grams [N] its row; where several fall on one, the first has it."""
         rows, first = np.unique(hashes % self.ngrams, return_index=True)
-        self.owner[rows] = self._mark(hashes[first]).to(torch.int16)
+        self.owner[rows, 0] = self._mark(hashes[first]).to(torch.int16)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]
@@ -75,7 +84,12 @@ class LinearPart(nn.Module):
         # Before the second token stands one, before the third two: no one else to share with.
         there = torch.arange(1, length + 1, device=input_ids.device)  # [S]
         size = torch.stack([there.clamp(max=n) for n in range(1, ORDER + 1)])  # [N, S]
-        shares = (value / size)[..., None] * self.weight(rows)  # [B, N, S, C - 1]
+        weight = self.weight(rows)  # [B, N, S, K · (C - 1)]
+        if self.domains > 1:
+            likely = self._likely(input_ids, mask[:, 0] / count[:, 0])  # [B, K]
+            of_domain = weight.unflatten(-1, (self.domains, -1))  # [B, N, S, K, C - 1]
+            weight = (likely[:, None, None, :, None] * of_domain).sum(dim=3)
+        shares = (value / size)[..., None] * weight  # [B, N, S, C - 1]
         ahead = F.pad(shares, (0, 0, 0, ORDER - 1))  # [B, N, S + 2, C - 1]
         said = shares.sum(dim=1)  # [B, S, C - 1]
         for n in range(1, ORDER):  # n-grams that end n tokens further on
@@ -87,9 +101,16 @@ class LinearPart(nn.Module):
         which has no scale, where an n-gram has none."""
         hashes = ngram_hashes(input_ids)  # [B, 2, S]
         rows = hashes % self.ngrams
-        owned = F.embedding(rows, self.owner[:, None])[..., 0].long() == self._mark(hashes)
+        owned = F.embedding(rows, self.owner)[..., 0].long() == self._mark(hashes)
         ngrams = torch.where(owned, self.vocab_size + rows, PAD_ID)
         return torch.cat([input_ids[:, None], ngrams], dim=1)
+
+    def _likely(self, input_ids: Tensor, part: Tensor) -> Tensor:
+        """How likely each text is of each domain, [B, K]: logistic regression over its tokens, of
+        which each occurrence has an equal part, [B, S]."""
+        norm = part.sum(dim=1, keepdim=True).sqrt()  # of as many ones as it has tokens
+        said = ((part / norm)[:, None] @ self.domain(input_ids))[:, 0]  # [B, K]
+        return (said + self.prior).softmax(dim=-1)
 
     def _mark(self, hashes: Tensor) -> Tensor:
         return hashes // self.ngrams % MARKS

@@ -99,7 +99,7 @@ class UnlabelledConfig(SourceConfig):
 
     @model_validator(mode="after")
     def _of_texts_alone(self) -> Self:
-        for key in ("labels", "passages", "matching", "frames"):
+        for key in ("labels", "passages", "matching", "frames", "domain"):
             if value := getattr(self, key):
                 raise ValueError(f"{self.name}: {key}={value!r} is for sources with labels")
         return self
@@ -190,6 +190,14 @@ class RunConfig(BaseModel):
                 f"train.crop_tokens={train.crop_tokens}"
             )
         return self
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The kinds of text that sources of the linear part name, in their order; of one alone
+        nothing can be told from another."""
+        named = (source.domain for source in self.sources if source.linear)
+        domains = tuple(dict.fromkeys(name for name in named if name))
+        return domains if len(domains) > 1 else ()
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array, hstack
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
@@ -17,6 +17,10 @@ from training.regression import fit_logistic
 
 # Seen once more in each class than it was, so that what is rare counts little.
 SMOOTHING = 1.0
+# What a feature is worth among the rows of its domain, where it is worth 1 among all.
+OWN = 0.7
+
+Domains = npt.NDArray[np.float32]  # [N, K], 1 where a row is of a domain; some are of none
 
 
 class LinearClassifier(nn.Module):
@@ -28,21 +32,34 @@ class LinearClassifier(nn.Module):
         self.bias = nn.Parameter(bias)
 
     @classmethod
-    def fit(cls, dataset: Dataset, config: ModelConfig, strength: float) -> Self:
+    def fit(
+        cls, dataset: Dataset, config: ModelConfig, strength: float, domains: Domains | None = None
+    ) -> Self:
         """The weights with the least penalised loss over the rows.
 
-        `strength` is the inverse of the penalty (C).
+        `strength` is the inverse of the penalty (C); `domains` say of which of the configuration's
+        each row is, where these are several.
         """
-        part = LinearPart(config.vocab_size, config.ngrams, config.classes)
+        part = LinearPart(config.vocab_size, config.ngrams, config.classes, config.domains)
         part.own(most_telling(dataset))
         present = presence(dataset, part)
         scale = telling(present, dataset.targets)
         values = normalize(present.multiply(scale).tocsr(), copy=False)
-        of_class, bias = fit_logistic(values, dataset.targets, strength)
+        found, bias = fit_logistic(augmented(values, domains), dataset.targets, strength)
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.scale.weight[:, 0] = torch.from_numpy(scale)
         # Over the classes they sum to 0, as they began and as the penalty keeps them.
-        part.weight.weight[:] = torch.from_numpy(of_class[:-1].T)
+        shared, *own = np.split(found[:-1], found.shape[1] // values.shape[1], axis=1)
+        of_class = [shared + OWN * one for one in own] if own else [shared]  # [C - 1, F] each
+        part.weight.weight[:] = torch.from_numpy(np.concatenate(of_class).T)
+        if domains is not None:
+            rows = domains * dataset.targets.sum(axis=1, keepdims=True)
+            rows *= rows.sum() / rows.sum(axis=0) / config.domains  # each counts alike
+            # What tells of a domain need not tell of a class: here all tokens have the same value.
+            tokens = normalize(present[:, : part.vocab_size])
+            of_domain, prior = fit_logistic(tokens, rows, strength)
+            part.domain.weight[:] = torch.from_numpy(of_domain.T)
+            part.prior[:] = torch.from_numpy(prior)
         return linear
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -72,6 +89,14 @@ def presence(dataset: Dataset, part: LinearPart) -> csr_array:
     present.data[present.indices == PAD_ID] = 0  # n-grams without a row
     present.eliminate_zeros()
     return present
+
+
+def augmented(values: csr_array, domains: Domains | None) -> csr_array:
+    """Every feature once for all rows and once more for those of each domain, [N, (1 + K) · F]:
+    the penalty on both lets a domain differ from the others only where its rows insist (Daumé
+    2007, section 3.1; by how much Finkel and Manning 2009)."""
+    own = () if domains is None else [diags_array(OWN * one) @ values for one in domains.T]
+    return csr_array(hstack([values, *own], format="csr"))
 
 
 def _joined(dataset: Dataset) -> tuple[Tensor, npt.NDArray[np.bool_]]:

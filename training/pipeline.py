@@ -22,7 +22,7 @@ from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure_sets, predict, softmax
 from training.export import halve_weights
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
-from training.linear import LinearClassifier
+from training.linear import Domains, LinearClassifier
 from training.progress import Display
 from training.release import release
 from training.rows import Rows, concatenate
@@ -37,12 +37,14 @@ TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
 class Encoded:
     """What a run trains on and chooses with, as ids of its own tokenizer.
 
-    `linear` are those rows of `train` that linear models learn from, their targets by weight.
+    `linear` are those rows of `train` that linear models learn from, their targets by weight, and
+    `domains` theirs.
     """
 
     tokenizer: Tokenizer
     train: Dataset
     linear: Dataset
+    domains: Domains | None
     validation: dict[str, Dataset]
 
     @property
@@ -112,7 +114,8 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     train = encode(splits.train, tokenizer)
-    return Encoded(tokenizer, train, train.weighted(splits.linear), validation)
+    domains = None if splits.domains is None else splits.domains[splits.linear > 0]
+    return Encoded(tokenizer, train, train.weighted(splits.linear), domains, validation)
 
 
 def untrained(
@@ -172,8 +175,11 @@ def with_linear_part(
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
     has nothing to tell a linear part.
     """
-    shape = network.config.model_copy(update={"ngrams": config.network.ngrams})
-    linear = LinearClassifier.fit(encoded.linear, shape, config.train.linear_strength)
+    domains = max(1, len(config.domains))
+    shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
+    linear = LinearClassifier.fit(
+        encoded.linear, shape, config.train.linear_strength, encoded.domains
+    )
     logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
     (deep, wide), bias = fit_sum(logits, encoded.truth, encoded.weights)
     with torch.no_grad():
@@ -298,6 +304,7 @@ def _provenance(splits: Splits) -> list[dict[str, Any]]:
             "rows": int(count),
             "license": source.license,
             "origin": source.origin,
+            "domain": source.domain,
         }
         for source, count in zip(splits.sources, counts, strict=True)
         if count

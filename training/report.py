@@ -79,11 +79,11 @@ def model_card(
 ) -> bytes:
     """The model card, as Markdown: what it is, how good, from what, under which licence."""
     network = about.config
-    beside = (
-        f", beside a linear part over tokens and {network.ngrams:,} rows of n-grams"
-        if network.ngrams
-        else ""
-    )
+    beside = ""
+    if network.ngrams:
+        beside = f", beside a linear part over tokens and {network.ngrams:,} rows of n-grams"
+    if network.domains > 1:
+        beside += f", with weights for each of {network.domains} domains"
     lines = [
         f"# {about.name} {about.version}",
         "",
@@ -118,13 +118,13 @@ def model_card(
         "",
         "## Trained on",
         "",
-        "| set | language | rows | licence | origin |",
-        "|---|---|---|---|---|",
+        "| set | language | domain | rows | licence | origin |",
+        "|---|---|---|---|---|---|",
     ]
     for source in about.sources:
         lines.append(
-            f"| {source.name} | {source.language} | {source.rows:,} | {source.license} | "
-            f"{source.origin} |"
+            f"| {source.name} | {source.language} | {source.domain or '–'} | {source.rows:,} | "
+            f"{source.license} | {source.origin} |"
         )
     if warnings:
         lines += ["", "## Warnings about the data", "", *(f"- {warning}" for warning in warnings)]

@@ -80,6 +80,11 @@ class SourceConfig(BaseModel):
     stage: int = Field(
         1, ge=1, description="Rows of a lower stage all come before those of a higher one."
     )
+    domain: str = Field(
+        "",
+        description="Kind of text, such as reviews, where sources name several: the linear part "
+        "learns what words say in each, and what they say anywhere, from rows of none as well.",
+    )
     linear: float = Field(
         1.0,
         ge=0,

@@ -26,14 +26,16 @@ class Splits:
     """The rows of a run: one set to train on, named sets to choose and to measure with.
 
     `sources` are what `train.sources` numbers; `linear` [N] is what each row weighs for linear
-    models, 0 where only a teacher labelled it; `unlabelled` are texts beside the rows; `warnings`
-    say what is odd about the data.
+    models, 0 where only a teacher labelled it; `domains` [N, K] are 1 where it is of a domain, None
+    where sources name none; `unlabelled` are texts beside the rows; `warnings` say what is odd
+    about the data.
     """
 
     labels: tuple[str, ...]
     sources: tuple[SourceConfig, ...]
     train: Rows
     linear: npt.NDArray[np.float32]
+    domains: npt.NDArray[np.float32] | None
     unlabelled: list[str]
     validation: dict[str, Rows]
     test: dict[str, Rows]
@@ -82,11 +84,14 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     train = concatenate(taught)
     sources = (*config.sources, *config.unlabelled, *_translated_sources(config))
     weights = [0.0 if isinstance(one, UnlabelledConfig) else one.linear for one in sources]
+    linear = np.array(weights, "f4")[train.sources]
+    domains = _of_domains(config, sources, train.sources, linear)
     return Splits(
         labels=labels,
         sources=sources,
         train=train,
-        linear=np.array(weights, "f4")[train.sources],
+        linear=linear,
+        domains=domains,
         unlabelled=unlabelled,
         validation=validation,
         test=test,
@@ -170,6 +175,23 @@ def _translated(
             sources=np.full(len(own), number),
             languages=np.full(len(own), one.language),
         )
+
+
+def _of_domains(
+    config: RunConfig,
+    sources: tuple[SourceConfig, ...],
+    of_row: npt.NDArray[np.int64],
+    linear: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32] | None:
+    """Of which domains each row is, [N, K], by its source; each has to have rows."""
+    names = config.domains
+    if not names:
+        return None
+    domains = np.array([[one.domain == name for name in names] for one in sources], "f4")[of_row]
+    for name, rows in zip(names, domains.T @ linear, strict=True):
+        if not rows:
+            raise ConfigError(f"sources: domain={name!r} has no rows left")
+    return domains
 
 
 def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Iterator[str]:

@@ -93,10 +93,26 @@ def test_each_token_of_an_ngram_has_an_equal_part_of_what_it_says(part):
     assert torch.allclose(shares, torch.tensor(expected))
 
 
+def test_in_each_domain_a_feature_says_its_own_by_how_likely_the_text_is_of_it():
+    part = LinearPart(vocab_size=8, ngrams=1000, classes=2, domains=2)
+    with torch.no_grad():
+        part.scale.weight[1:] = 1.0  # no n-gram has a row
+        part.weight.weight[3] = torch.tensor([8.0, -4.0])
+        part.prior[:] = torch.tensor([3.0, 1.0]).log()  # of four texts three
+        part.domain.weight[5] = torch.tensor([-60.0, 60.0])
+        part.domain.weight[6] = torch.tensor([60.0, -60.0])
+    texts = torch.tensor([[3, 4, 0, 0], [3, 5, 0, 0], [3, 6, 0, 0], [3, 4, 5, 6]])
+    shares = part(texts, (texts > 0).long())[..., 0]
+    expected = [(0.75 * 8 - 0.25 * 4) / 2**0.5, -4 / 2**0.5, 8 / 2**0.5, (0.75 * 8 - 1) / 2]
+    assert torch.allclose(shares[:, 0], torch.tensor(expected))
+    assert (shares[:, 1:] == 0).all(), "which domain it is says nothing by itself"
+
+
+@pytest.mark.parametrize("domains", [1, 3])
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
-def test_shares_are_what_a_sum_over_features_says(length):
+def test_shares_are_what_a_sum_over_features_says(length, domains):
     """Slow: every feature of the text by itself."""
-    part = LinearPart(vocab_size=8, ngrams=20, classes=3)
+    part = LinearPart(vocab_size=8, ngrams=20, classes=3, domains=domains)
     own_pairs(part)
     with torch.no_grad():
         part.scale.weight.uniform_(generator=torch.Generator().manual_seed(1))
@@ -106,15 +122,21 @@ def test_shares_are_what_a_sum_over_features_says(length):
     rows = part.features(ids)[0].unique()
     values = part.scale.weight[rows, 0]
     expected = (values / values.norm()) @ part.weight.weight[rows]
+    if domains > 1:
+        with torch.no_grad():
+            part.domain.weight.normal_(generator=torch.Generator().manual_seed(3))
+            part.prior.normal_(generator=torch.Generator().manual_seed(4))
+        said = part.domain.weight[ids.unique()].sum(dim=0) / len(ids.unique()) ** 0.5
+        expected = (said + part.prior).softmax(0) @ expected.reshape(domains, 2)
     found = part(ids, torch.ones_like(ids))
     assert found.shape == (1, length, 3)
     assert torch.allclose(found.sum(dim=1)[0, :2], expected, atol=1e-6)
     assert torch.allclose(found.sum(dim=2), torch.zeros(1), atol=1e-6), "one class is what is left"
 
 
-@pytest.mark.parametrize("layers", [0, 2])
-def test_padding_and_company_change_nothing(layers):
-    network = random_network(layers=layers, **SHAPE).eval()
+@pytest.mark.parametrize(("layers", "domains"), [(0, 1), (2, 1), (2, 2)])
+def test_padding_and_company_change_nothing(layers, domains):
+    network = random_network(layers=layers, domains=domains, **SHAPE).eval()
     alone = network.explain(torch.tensor([[5, 7, 9]]), torch.ones(1, 3))
     ids = torch.tensor([[8, 4, 6, 3, 11], [5, 7, 9, 0, 0]])
     company = network.explain(ids, (ids > 0).long())
@@ -124,8 +146,9 @@ def test_padding_and_company_change_nothing(layers):
     assert (company.contributions[1, 3:] == 0).all()
 
 
-def test_the_account_with_a_linear_part_is_complete():
-    network = random_network(layers=2, **SHAPE).eval()
+@pytest.mark.parametrize("domains", [1, 2])
+def test_the_account_with_a_linear_part_is_complete(domains):
+    network = random_network(layers=2, domains=domains, **SHAPE).eval()
     ids = torch.tensor([[8, 4, 6, 4, 11], [5, 7, 9, 0, 0]])
     mask = (ids > 0).long()
     explanation = network.explain(ids, mask)

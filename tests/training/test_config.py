@@ -45,6 +45,10 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
             'aligned = ["a.csv", "b.csv"]\n',
             "more: source='yours' is none of the sources ['mine']",
         ),
+        (
+            f'{SOURCE}[[unlabelled]]\nname = "more"\npath = "more.csv"\ndomain = "posts"\n',
+            "more: domain='posts' is for sources with labels",
+        ),
         (f"{SOURCE}linear = 0\n", "sources: linear=0 in all leaves nothing to learn from"),
         (f"{SOURCE}epochs = 0\n", "sources: epochs=0 in all leaves nothing to learn from"),
         ("name = ", "not TOML: "),

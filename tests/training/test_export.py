@@ -27,10 +27,17 @@ def test_every_output_agrees_with_torch_at_every_shape(graph, network):
     assert parity.company <= 1e-5
 
 
-@pytest.mark.parametrize("layers", [0, 1])
-def test_so_does_a_network_of_ngrams_with_layers_or_without(layers):
+@pytest.mark.parametrize(("layers", "domains"), [(0, 1), (1, 1), (1, 2)])
+def test_so_does_a_network_of_ngrams_with_layers_or_without(layers, domains):
     network = random_network(
-        classes=2, d_model=32, layers=layers, heads=4, d_ff=48, max_tokens=24, ngrams=4096
+        classes=2,
+        d_model=32,
+        layers=layers,
+        heads=4,
+        d_ff=48,
+        max_tokens=24,
+        ngrams=4096,
+        domains=domains,
     )
     halve_weights(network)
     graph = export(network, 1.7, half_weights=True)
@@ -38,6 +45,7 @@ def test_so_does_a_network_of_ngrams_with_layers_or_without(layers):
     assert parity.worst <= 1e-4
     assert parity.completeness <= 1e-4
     assert parity.padding == 0
+    assert exported_weights(graph).keys() == network.state_dict().keys()
 
 
 def test_a_difference_is_noticed(graph, network):

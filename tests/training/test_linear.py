@@ -11,7 +11,7 @@ from model.linear import MARKS, LinearPart, ngram_hashes
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import LinearClassifier, most_telling, presence, telling
+from training.linear import OWN, LinearClassifier, most_telling, presence, telling
 
 VOCABULARY = 30
 
@@ -27,8 +27,10 @@ def rows(targets: np.ndarray, seed: int = 0) -> Dataset:
     return Dataset.encode(encodings, targets.astype(np.float32))
 
 
-def config(classes: int, ngrams: int = 50_000) -> ModelConfig:
-    return ModelConfig(vocab_size=VOCABULARY, classes=classes, ngrams=ngrams, max_tokens=64)
+def config(classes: int, ngrams: int = 50_000, domains: int = 1) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=VOCABULARY, classes=classes, ngrams=ngrams, domains=domains, max_tokens=64
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -67,7 +69,7 @@ def test_a_row_goes_to_the_ngram_that_tells_most():
     surprise = {ngram: np.ptp(count) ** 2 / (count.sum() + 2) for ngram, count in seen.items()}
     part = LinearPart(VOCABULARY, 50, 2)
     part.own(most_telling(dataset))
-    found = [ngram for ngram in seen if part.owner[ngram % 50] == ngram // 50 % MARKS]
+    found = [ngram for ngram in seen if part.owner[ngram % 50, 0] == ngram // 50 % MARKS]
     assert sorted(ngram % 50 for ngram in found) == sorted({ngram % 50 for ngram in seen})
     for ngram in found:
         others = [surprise[other] for other in seen if other % 50 == ngram % 50]
@@ -95,6 +97,59 @@ def test_a_class_without_rows_is_never_the_answer():
     assert (linear.part.weight.weight.sum(dim=1) == 0).all(), "nothing is left for the third"
     logits = torch.from_numpy(predict(linear, dataset, torch.device("cpu")))
     assert (logits.softmax(dim=1)[:, 2] < 1e-9).all()
+
+
+def of_two_domains(seed: int = 0) -> tuple[Dataset, np.ndarray]:
+    """Rows of two domains, told by a token of each, in which one word means the opposite; a few
+    rows of none, in which it means what it does in the second."""
+    generator = np.random.default_rng(seed)
+    domain = np.repeat([0, 1, 2], [150, 150, 10])  # 2: none
+    good = np.arange(len(domain)) % 2
+    word = np.where(domain == 0, good, 1 - good)
+    drawn = generator.integers(10, VOCABULARY, (len(domain), 4))
+    drawn[:, 0], drawn[:, 3] = 5 + domain, 3 + word  # too far apart for an n-gram
+    encodings = [Encoding(ids, None, False) for ids in drawn]
+    dataset = Dataset.encode(encodings, np.eye(2, dtype=np.float32)[good])
+    return dataset, np.eye(3, 2, dtype=np.float32)[domain]
+
+
+def test_a_word_may_mean_something_else_in_each_domain():
+    dataset, domains = of_two_domains()
+    linear = LinearClassifier.fit(dataset, config(2, domains=2), 10.0, domains)
+    plain = LinearClassifier.fit(dataset, config(2), 10.0)
+    others, _ = of_two_domains(seed=1)
+    right = [
+        (predict(one, others, torch.device("cpu")).argmax(1) == others.labels)[:300].mean()
+        for one in (linear, plain)
+    ]
+    assert right[0] > 0.8
+    assert right[1] < 0.6
+    said = linear.part.weight.weight[3:5]
+    assert (said.sign() == torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).all()
+
+
+def test_what_it_learns_of_domains_is_what_the_library_does_over_features_twice():
+    dataset, domains = of_two_domains()
+    linear = LinearClassifier.fit(dataset, config(2, domains=2), 1.0, domains)
+    present = presence(dataset, linear.part)
+    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr()).toarray()
+    twice = np.concatenate([values, *(OWN * one[:, None] * values for one in domains.T)], axis=1)
+    library = LogisticRegression(solver="newton-cg", tol=1e-6).fit(twice, dataset.labels)
+    shared, *own = np.split(library.coef_[0], 3)
+    for column, one in enumerate(own):
+        found = -2 * linear.part.weight.weight[:, column].numpy()  # of the first of two classes
+        np.testing.assert_allclose(found, shared + OWN * one, atol=1e-5)
+
+
+def test_of_a_large_domain_and_a_small_one_each_counts_alike():
+    dataset, domains = of_two_domains()
+    few = np.flatnonzero(domains[:, 1])[4:]
+    domains[few] = 0
+    part = LinearClassifier.fit(dataset, config(2, domains=2), 10.0, domains).part
+    for token, domain in ((5, 0), (6, 1)):
+        text = torch.tensor([[token, 12, 13]])
+        likely = part._likely(text, torch.ones(1, 3))
+        assert likely[0, domain] > 0.7
 
 
 def _spans(dataset: Dataset) -> list[tuple[int, int]]:

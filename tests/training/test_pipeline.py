@@ -40,7 +40,7 @@ def token_rows(count: int, wrong: float = 0.0) -> Dataset:
 
 def test_a_linear_part_joins_with_the_share_that_it_earns():
     network, train, held_out = random_network(classes=2, **SHAPE), token_rows(80), token_rows(40)
-    encoded = Encoded(None, train, train, {"held out": held_out})
+    encoded = Encoded(None, train, train, None, {"held out": held_out})
     both = with_linear_part(CONFIG, encoded, network, WHERE)
     deep, together = (predict(one, held_out, WHERE.device) for one in (network, both))
     right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
@@ -53,9 +53,20 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
     np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
 
 
+def test_where_rows_are_of_domains_so_is_the_linear_part():
+    sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
+    config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
+    train, held_out = token_rows(80), token_rows(40)
+    domains = np.eye(2, dtype="f4")[np.arange(80) // 40]
+    encoded = Encoded(None, train, train, domains, {"held out": held_out})
+    both = with_linear_part(config, encoded, random_network(classes=2, **SHAPE), WHERE)
+    assert both.config.domains == 2
+    assert (predict(both, held_out, WHERE.device).argmax(1) == held_out.labels).mean() > 0.9
+
+
 def test_a_bias_that_the_network_came_with_makes_no_difference():
     train, held_out = token_rows(80), token_rows(200, wrong=0.2)
-    encoded = Encoded(None, train, train, {"held out": held_out})
+    encoded = Encoded(None, train, train, None, {"held out": held_out})
     answers = []
     for bias in ([0.0, 0.0], [-3.0, 3.0]):  # a bundle's bias is that of a sum already
         network = random_network(classes=2, **SHAPE)

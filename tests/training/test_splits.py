@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.config import RunConfig, load_config
+from training.config import ConfigError, RunConfig, load_config
 from training.formats import DataError
 from training.progress import Display
 from training.splits import Splits, prepare
@@ -76,6 +76,25 @@ def test_rows_weigh_for_linear_models_what_their_source_says(tmp_path):
     )
     of_source = {source: set(splits.linear[splits.train.sources == source]) for source in range(3)}
     assert of_source == {0: {0.25}, 1: {1.0}, 2: {0.0}}, "a linear teacher tells them nothing"
+
+
+def test_a_row_is_of_the_domain_of_its_source(tmp_path):
+    sources = [
+        table(tmp_path, name, many(20, kind=name)) | {"domain": domain}
+        for name, domain in (("a", "reviews"), ("b", ""), ("c", "posts"))
+    ]
+    splits = run(tmp_path, sources=sources)
+    of_source = [splits.domains[splits.train.sources == number] for number in range(3)]
+    assert [np.unique(one, axis=0).tolist() for one in of_source] == [[[1, 0]], [[0, 0]], [[0, 1]]]
+    sources[2]["domain"] = "reviews"
+    assert run(tmp_path, sources=sources).domains is None, "of one there is nothing to tell"
+
+
+def test_a_domain_has_rows(tmp_path):
+    first = table(tmp_path, "a", many(60)) | {"domain": "reviews"}
+    again = table(tmp_path, "b", many(60)) | {"domain": "posts"}
+    with pytest.raises(ConfigError, match="sources: domain='posts' has no rows left"):
+        run(tmp_path, sources=[first, again])
 
 
 def test_a_teacher_must_be_a_source(tmp_path):
