@@ -45,20 +45,18 @@ class LinearClassifier(nn.Module):
         present = presence(dataset, part)
         scale = telling(present, dataset.targets)
         values = normalize(present.multiply(scale).tocsr(), copy=False)
-        found, bias = fit_logistic(augmented(values, domains), dataset.targets, strength)
+        of_domain, bias = fit_domains(values, dataset.targets, strength, domains)  # [K, C, F]
         linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
         part.scale.weight[:, 0] = torch.from_numpy(scale)
         # Over the classes they sum to 0, as they began and as the penalty keeps them.
-        shared, *own = np.split(found[:-1], found.shape[1] // values.shape[1], axis=1)
-        of_class = [shared + OWN * one for one in own] if own else [shared]  # [C - 1, F] each
-        part.weight.weight[:] = torch.from_numpy(np.concatenate(of_class).T)
+        part.weight.weight[:] = torch.from_numpy(np.concatenate(of_domain[:, :-1]).T)
         if domains is not None:
             rows = domains * dataset.targets.sum(axis=1, keepdims=True)
-            rows *= rows.sum() / rows.sum(axis=0) / config.domains  # each counts alike
+            rows *= rows.sum() / rows.sum(axis=0) / config.domains  # each domain counts alike
             # What tells of a domain need not tell of a class: here all tokens have the same value.
             tokens = normalize(present[:, : part.vocab_size])
-            of_domain, prior = fit_logistic(tokens, rows, strength)
-            part.domain.weight[:] = torch.from_numpy(of_domain.T)
+            of_token, prior = fit_logistic(tokens, rows, strength)
+            part.domain.weight[:] = torch.from_numpy(of_token.T)
             part.prior[:] = torch.from_numpy(prior)
         return linear
 
@@ -91,12 +89,23 @@ def presence(dataset: Dataset, part: LinearPart) -> csr_array:
     return present
 
 
-def augmented(values: csr_array, domains: Domains | None) -> csr_array:
-    """Every feature once for all rows and once more for those of each domain, [N, (1 + K) · F]:
-    the penalty on both lets a domain differ from the others only where its rows insist (Daumé
-    2007, section 3.1; by how much Finkel and Manning 2009)."""
+def fit_domains(
+    values: csr_array,
+    targets: npt.NDArray[np.float32],
+    strength: float,
+    domains: Domains | None,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What each feature says in each domain, [K, C, F], and the bias [C], from values [N, F].
+
+    Every feature is there once for all rows and once more for those of each domain, and the penalty
+    on both lets a domain differ from the others only where its rows insist (Daumé 2007, section
+    3.1; by how much, Finkel and Manning 2009).
+    """
     own = () if domains is None else [diags_array(OWN * one) @ values for one in domains.T]
-    return csr_array(hstack([values, *own], format="csr"))
+    every = csr_array(hstack([values, *own], format="csr"))
+    found, bias = fit_logistic(every, targets, strength)
+    shared, *apart = np.split(found, 1 + len(own), axis=1)  # [C, F] each
+    return np.stack([shared + OWN * one for one in apart] or [shared]), bias
 
 
 def _joined(dataset: Dataset) -> tuple[Tensor, npt.NDArray[np.bool_]]:
