@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import sha256
+from model.bundle import Source, sha256
 from training.__main__ import main
 from training.page import margin, page, percent, read_behaviour, settings
 from training.report import model_card
@@ -136,6 +136,19 @@ def test_words_of_a_bundle_stay_words(tiny_bundle: Path, tmp_path: Path):
     assert len(reader.addresses) == reader.seen.count("img") == 3
     assert [bad, "en", "1", bad, bad] in reader.cells
     assert ["", *names] in reader.cells
+
+
+def test_the_card_says_which_source_is_of_which_domain(bundle):
+    sources = [
+        Source(name=name, language="pt", rows=3, license="mine", domain=domain)
+        for name, domain in (("a", "reviews"), ("b", ""))
+    ]
+    config = bundle.manifest.config.model_copy(update={"domains": 2, "ngrams": 64})
+    about = bundle.manifest.model_copy(update={"sources": sources, "config": config})
+    card = model_card(about, {}, 10, []).decode()
+    assert "64 rows of n-grams, with weights for each of 2 domains, 10 parameters" in card
+    assert "| a | pt | reviews | 3 | mine |" in card
+    assert "| b | pt | – | 3 | mine |" in card
 
 
 def test_the_settings_are_those_of_the_model_card(bundle):
