@@ -63,6 +63,7 @@ class LinearPart(nn.Module):
                 torch.zeros(vocab_size, domains), freeze=False
             )
             self.prior = nn.Parameter(torch.zeros(domains))
+        # A column, as the lookup takes it: what an exporter may reshape beforehand loses its name.
         self.register_buffer("owner", torch.full((ngrams, 1), NOBODY, dtype=torch.int16))
 
     def own(self, hashes: Tensor) -> None:

@@ -54,7 +54,7 @@ class LinearClassifier(nn.Module):
             rows = domains * dataset.targets.sum(axis=1, keepdims=True)
             rows *= rows.sum() / rows.sum(axis=0) / config.domains  # each domain counts alike
             # What tells of a domain need not tell of a class: here all tokens have the same value.
-            tokens = normalize(present[:, : part.vocab_size])
+            tokens = normalize(present[:, : part.vocab_size], copy=False)
             of_token, prior = fit_logistic(tokens, rows, strength)
             part.domain.weight[:] = torch.from_numpy(of_token.T)
             part.prior[:] = torch.from_numpy(prior)
@@ -101,8 +101,8 @@ def fit_domains(
     on both lets a domain differ from the others only where its rows insist (Daumé 2007, section
     3.1; by how much, Finkel and Manning 2009).
     """
-    own = () if domains is None else [diags_array(OWN * one) @ values for one in domains.T]
-    every = csr_array(hstack([values, *own], format="csr"))
+    own = () if domains is None else OWN * domains.T  # [K, N]
+    every = csr_array(hstack([values, *(diags_array(one) @ values for one in own)], format="csr"))
     found, bias = fit_logistic(every, targets, strength)
     shared, *apart = np.split(found, 1 + len(own), axis=1)  # [C, F] each
     return np.stack([shared + OWN * one for one in apart] or [shared]), bias

@@ -82,8 +82,8 @@ def model_card(
     beside = ""
     if network.ngrams:
         beside = f", beside a linear part over tokens and {network.ngrams:,} rows of n-grams"
-    if network.domains > 1:
-        beside += f", with weights for each of {network.domains} domains"
+        if network.domains > 1:
+            beside += f", with weights for each of {network.domains} domains"
     lines = [
         f"# {about.name} {about.version}",
         "",
