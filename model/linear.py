@@ -1,6 +1,5 @@
 """The linear part: what tokens and n-grams of tokens say by themselves."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +8,13 @@ from model.tokenizer import PAD_ID
 
 ORDER = 3  # tokens of the longest n-gram
 PRIME = 2**31 - 1
-# Factors of the hash, below PRIME, drawn once: of a token, and of what stands before it in pairs
-# and in triples.
+# Factors of the hash, below PRIME, drawn once: of a token, of what stands before it in pairs and in
+# triples, and of an n-gram where it is to have its second row.
 LAST, BEFORE, EARLIER = 668_265_263, 1_540_483_477, 1_103_515_245
-MARKS, NOBODY = 2**15, -1  # what an owner is known by, in 16 bits
+AGAIN = 362_437_069
+# What an owner is known by, in 16 bits: in its first row a number from 0 on, in its second from -2
+# down.
+MARKS, NOBODY = 2**15 - 1, -1
 
 
 def ngram_hashes(input_ids: Tensor) -> Tensor:
@@ -39,10 +41,11 @@ class LinearPart(nn.Module):
     values have length 1. Each occurrence has an equal part of its feature, and each token of an
     n-gram an equal part of the occurrence, so the shares sum over the text to the logits exactly.
 
-    An n-gram's row is its hash modulo the table's rows (Weinberger et al. 2009), but a row is not
-    shared: `owner` keeps what is left of the hash of the one n-gram that it belongs to, as a
-    quotient filter does (Bender et al. 2012), and the others that fall on it say nothing. Weights
-    have a column less than there are classes: those of the last are minus the others' sum.
+    An n-gram falls on the row of its hash modulo the table's rows (Weinberger et al. 2009), but a
+    row is not shared: `owner` keeps what is left of the hash of the one n-gram that it belongs to,
+    as a quotient filter does (Bender et al. 2012). Another that falls on it may have a second row,
+    where another hash of it falls (Azar et al. 1994), or else says nothing. Weights have a column
+    less than there are classes: those of the last are minus the others' sum.
 
     Of several domains each has weights of its own, and a text those of all domains, each by how
     likely the text is of it, which its tokens tell: a mixture of linear experts (Jacobs et al.
@@ -67,9 +70,17 @@ class LinearPart(nn.Module):
         self.register_buffer("owner", torch.full((ngrams, 1), NOBODY, dtype=torch.int16))
 
     def own(self, hashes: Tensor) -> None:
-        """Give each of these n-grams [N] its row; where several fall on one, the first has it."""
-        rows, first = np.unique(hashes % self.ngrams, return_index=True)
-        self.owner[rows, 0] = self._mark(hashes[first]).to(torch.int16)
+        """Give each of these n-grams [N] the first of its two rows that is free, if one is; those
+        named first choose first."""
+        owner = self.owner[:, 0].tolist()
+        for some in hashes.split(65_536):
+            places, marks = (both.T.tolist() for both in self._places(some))
+            for of_one in zip(places, marks, strict=True):
+                for row, mark in zip(*of_one, strict=True):
+                    if owner[row] in (NOBODY, mark):
+                        owner[row] = mark
+                        break
+        self.owner[:, 0] = torch.tensor(owner, dtype=torch.int16)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]
@@ -100,10 +111,10 @@ class LinearPart(nn.Module):
     def features(self, input_ids: Tensor) -> Tensor:
         """The rows of the tokens and of the n-grams that end in them, [B, N, S]; that of padding,
         which has no scale, where an n-gram has none."""
-        hashes = ngram_hashes(input_ids)  # [B, 2, S]
-        rows = hashes % self.ngrams
-        owned = F.embedding(rows, self.owner)[..., 0].long() == self._mark(hashes)
-        ngrams = torch.where(owned, self.vocab_size + rows, PAD_ID)
+        places, marks = self._places(ngram_hashes(input_ids))  # [2, B, 2, S] each
+        owned = F.embedding(places, self.owner)[..., 0].long() == marks
+        first, second = torch.where(owned, self.vocab_size + places, PAD_ID)
+        ngrams = torch.where(owned[0], first, second)  # [B, 2, S]
         return torch.cat([input_ids[:, None], ngrams], dim=1)
 
     def _likely(self, input_ids: Tensor, part: Tensor) -> Tensor:
@@ -113,5 +124,9 @@ class LinearPart(nn.Module):
         said = ((part / norm)[:, None] @ self.domain(input_ids))[:, 0]  # [B, K]
         return (said + self.prior).softmax(dim=-1)
 
-    def _mark(self, hashes: Tensor) -> Tensor:
-        return hashes // self.ngrams % MARKS
+    def _places(self, hashes: Tensor) -> tuple[Tensor, Tensor]:
+        """The two rows that each n-gram may have, [2, …] of hashes […], and what it would be known
+        by in each."""
+        both = torch.stack([hashes, hashes * AGAIN % PRIME])
+        mark = both // self.ngrams % MARKS
+        return both % self.ngrams, torch.stack([mark[0], NOBODY - 1 - mark[1]])

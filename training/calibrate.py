@@ -10,6 +10,7 @@ from training.evaluate import Labels, Logits, softmax
 
 Weights = npt.NDArray[np.float64]
 
+ALIKE = 1e-3  # of the loss, what shares of one model that differ by 1 have to be worth
 COVERAGE = 0.8  # share of the validation rows that the abstention threshold lets through
 
 
@@ -44,28 +45,34 @@ def cross_calibrated(logits: Logits, labels: Labels, folds: int = 5) -> Logits:
 
 
 def fit_sum(
-    parts: Sequence[Logits], labels: Labels, weights: Weights | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What several models' logits [P, N, C] count in their sum, the shares [P], none negative, and
-    what is added to it, the bias [C], with the least negative log-likelihood of labels [N]
-    (stacked generalisation, Wolpert 1992; Breiman 1996).
+    models: Sequence[Sequence[Logits]], labels: Labels, weights: Weights | None = None
+) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """What several models' logits count in their sum, a share [P] for each of a model's pieces
+    [P, N, C], none negative, and what is added to the sum, the bias [C], with the least negative
+    log-likelihood of labels [N] (stacked generalisation, Wolpert 1992; Breiman 1996).
 
-    Each part comes with a bias of its own, and their sum need not be a good one. A class that no
-    row is of has nothing to fit a bias to and keeps 0.
+    Shares of a model's pieces differ only as far as the rows insist. Each model comes with a bias
+    of its own, and their sum need not be a good one. A class that no row is of has nothing to fit a
+    bias to and keeps 0.
     """
-    stacked = np.asarray(parts)  # [P, N, C]
+    stacked = np.concatenate(models)  # [P, N, C], those of all models
     number, _, classes = stacked.shape
+    ends = np.cumsum([len(pieces) for pieces in models])
+
+    def apart(found: npt.NDArray[np.float64]) -> tuple[list[npt.NDArray[np.float64]], ...]:
+        *shares, bias = np.split(found, ends)
+        return shares, bias
 
     def loss(found: npt.NDArray[np.float64]) -> float:
-        shares, bias = np.split(found, [number])
-        total = np.tensordot(shares, stacked, axes=1) + bias
-        return _loss(softmax(np.asarray(total)), labels, weights)
+        shares, bias = apart(found)
+        total = np.tensordot(found[:number], stacked, axes=1) + bias
+        differ = sum(float(((one - one.mean()) ** 2).sum()) for one in shares)
+        return _loss(softmax(np.asarray(total)), labels, weights) + ALIKE * differ
 
-    begin = np.concatenate([np.full(number, 1 / number), np.zeros(classes)])
+    begin = np.concatenate([np.full(number, 1 / len(models)), np.zeros(classes)])
     seen = np.isin(np.arange(classes), labels)
     bounds = [(0.0, 20.0)] * number + [(-5.0, 5.0) if one else (0.0, 0.0) for one in seen]
-    shares, bias = np.split(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x, [number])
-    return shares, bias
+    return apart(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x)
 
 
 def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:

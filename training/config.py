@@ -105,6 +105,16 @@ class UnlabelledConfig(SourceConfig):
         return self
 
 
+class HeldOutConfig(SourceConfig):
+    """Labelled texts to choose or to measure with."""
+
+    exclude_overlapping: bool = Field(
+        False,
+        description="Train on no text of the same file either that shares three quarters of its "
+        "words with one of these, or they with it: phrases of the same sentence.",
+    )
+
+
 class TranslatedConfig(BaseModel):
     """A source once more, word for word in another language (`training.translation`)."""
 
@@ -151,8 +161,8 @@ class RunConfig(BaseModel):
         (), description="Texts whose label column, if any, is not looked at."
     )
     translated: tuple[TranslatedConfig, ...] = ()
-    validation: tuple[SourceConfig, ...] = ()
-    test: tuple[SourceConfig, ...] = ()
+    validation: tuple[HeldOutConfig, ...] = ()
+    test: tuple[HeldOutConfig, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,5 +1,6 @@
 """The convex fit of the network's linear part."""
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -21,32 +22,46 @@ SMOOTHING = 1.0
 OWN = 0.7
 
 Domains = npt.NDArray[np.float32]  # [N, K], 1 where a row is of a domain; some are of none
+Languages = npt.NDArray[np.str_]  # [N]
 
 
 class LinearClassifier(nn.Module):
-    """A linear part that answers by itself: its shares' sum and a bias [C]."""
+    """A linear part that answers by itself: its shares' sum and a bias [C].
 
-    def __init__(self, part: LinearPart, bias: Tensor) -> None:
+    `spoken` [F, L] is how much of what has a feature is in each language.
+    """
+
+    spoken: Tensor
+
+    def __init__(self, part: LinearPart, bias: Tensor, spoken: Tensor) -> None:
         super().__init__()
         self.part = part
         self.bias = nn.Parameter(bias)
+        self.register_buffer("spoken", spoken, persistent=False)
 
     @classmethod
     def fit(
-        cls, dataset: Dataset, config: ModelConfig, strength: float, domains: Domains | None = None
+        cls,
+        dataset: Dataset,
+        config: ModelConfig,
+        strength: float,
+        domains: Domains | None = None,
+        languages: Languages | None = None,
     ) -> Self:
         """The weights with the least penalised loss over the rows.
 
         `strength` is the inverse of the penalty (C); `domains` say of which of the configuration's
-        each row is, where these are several.
+        each row is, where these are several, and `languages` in which it is.
         """
         part = LinearPart(config.vocab_size, config.ngrams, config.classes, config.domains)
         part.own(most_telling(dataset))
         present = presence(dataset, part)
+        spoken = _spoken(present, dataset.targets, languages)
         scale = telling(present, dataset.targets)
         values = normalize(present.multiply(scale).tocsr(), copy=False)
         of_domain, bias = fit_domains(values, dataset.targets, strength, domains)  # [K, C, F]
-        linear = cls(part, torch.from_numpy(bias).float()).requires_grad_(False)
+        linear = cls(part, torch.from_numpy(bias).float(), torch.from_numpy(spoken))
+        linear.requires_grad_(False)
         part.scale.weight[:, 0] = torch.from_numpy(scale)
         # Over the classes they sum to 0, as they began and as the penalty keeps them.
         part.weight.weight[:] = torch.from_numpy(np.concatenate(of_domain[:, :-1]).T)
@@ -63,6 +78,15 @@ class LinearClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C] of input_ids and attention_mask [B, S]."""
         return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
+
+    def shared(self, shares: Tensor) -> Self:
+        """The same without the bias, what features say in each domain and language times a share of
+        its own, [K, L]."""
+        counted = self.spoken @ shares.T.to(self.spoken)  # [F, K]
+        part = copy.deepcopy(self.part)
+        of_domain = part.weight.weight.unflatten(-1, (part.domains, -1))  # [F, K, C - 1]
+        of_domain.mul_(counted[..., None])
+        return type(self)(part, torch.zeros_like(self.bias), self.spoken).requires_grad_(False)
 
 
 def most_telling(dataset: Dataset) -> Tensor:
@@ -125,6 +149,18 @@ def _present(
     present.sum_duplicates()
     present.data[:] = 1
     return present
+
+
+def _spoken(
+    present: csr_array, targets: npt.NDArray[np.float32], languages: Languages | None
+) -> npt.NDArray[np.float32]:
+    """How much of the rows that have a feature is in each language, [F, L]; of what none has, as
+    much as of all."""
+    if languages is None:
+        return np.ones((present.shape[1], 1), np.float32)
+    rows = (languages[:, None] == np.unique(languages)) * targets.sum(axis=1, keepdims=True)
+    seen = present.T @ rows + 1e-6 * rows.mean(axis=0)  # [F, L]
+    return (seen / seen.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def telling(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """One run from rows to bundle, in the order it happens."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure_sets, predict, softmax
 from training.export import halve_weights
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
-from training.linear import Domains, LinearClassifier
+from training.linear import Domains, Languages, LinearClassifier
 from training.progress import Display
 from training.release import release
 from training.rows import Rows, concatenate
@@ -38,13 +39,14 @@ class Encoded:
     """What a run trains on and chooses with, as ids of its own tokenizer.
 
     `linear` are those rows of `train` that linear models learn from, their targets by weight, and
-    `domains` theirs.
+    `domains` and `languages` theirs.
     """
 
     tokenizer: Tokenizer
     train: Dataset
     linear: Dataset
     domains: Domains | None
+    languages: Languages
     validation: dict[str, Dataset]
 
     @property
@@ -114,8 +116,15 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     tokenizer = _tokenizer(config, splits.train, run, where)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     train = encode(splits.train, tokenizer)
-    domains = None if splits.domains is None else splits.domains[splits.linear > 0]
-    return Encoded(tokenizer, train, train.weighted(splits.linear), domains, validation)
+    counted = splits.linear > 0
+    return Encoded(
+        tokenizer=tokenizer,
+        train=train,
+        linear=train.weighted(splits.linear),
+        domains=None if splits.domains is None else splits.domains[counted],
+        languages=splits.train.languages[counted],
+        validation=validation,
+    )
 
 
 def untrained(
@@ -169,7 +178,8 @@ def with_linear_part(
     config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
     """The fitted network and a linear part, with the shares and the bias of their sum that suit the
-    validation rows.
+    validation rows. What features say has a share in each domain and language: how far it may be
+    trusted depends on how much was there to learn it from.
 
     Fitted one by one, because together the linear part, which learns faster, would leave the
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
@@ -178,18 +188,21 @@ def with_linear_part(
     domains = max(1, len(config.domains))
     shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
     linear = LinearClassifier.fit(
-        encoded.linear, shape, config.train.linear_strength, encoded.domains
+        encoded.linear, shape, config.train.linear_strength, encoded.domains, encoded.languages
+    ).to(where.device)
+    kinds = domains, linear.spoken.shape[1]  # [K, L]
+    each = torch.eye(math.prod(kinds)).unflatten(1, kinds)
+    pieces = [encoded.logits(linear.shared(one), where) for one in each]
+    ((deep,), wide), bias = fit_sum(
+        [[encoded.logits(network, where)], pieces], encoded.truth, encoded.weights
     )
-    logits = [encoded.logits(one, where) for one in (network, linear.to(where.device))]
-    (deep, wide), bias = fit_sum(logits, encoded.truth, encoded.weights)
-    with torch.no_grad():
-        linear.part.weight.weight.mul_(wide)
+    linear = linear.shared(torch.from_numpy(wide).unflatten(0, kinds))
     said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
     both = TextClassifier(shape).to(where.device)
     both.load_state_dict(network.state_dict() | said)
     with torch.no_grad():
         both.head.weight.mul_(deep)
-        both.head.bias.mul_(deep).add_(linear.bias, alpha=wide).add_(torch.from_numpy(bias))
+        both.head.bias.mul_(deep).add_(torch.from_numpy(bias))
     return both
 
 

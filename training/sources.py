@@ -212,6 +212,8 @@ def read_texts(source: SourceConfig, base: Path) -> list[str]:
     """The texts of a source, each once, whatever its label column says."""
     texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _records(source, base))
     texts.pop("", None)
+    if source.matching is not None:
+        texts = {text: None for text in texts if re.fullmatch(source.matching, text)}
     return list(texts)[: source.limit]
 
 

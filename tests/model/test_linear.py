@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.linear import BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_hashes
+from model.linear import AGAIN, BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_hashes
 from model.tokenizer import PAD_ID
 from tests.networks import own_pairs, random_network
 
@@ -37,18 +37,24 @@ def test_the_largest_ids_stay_within_63_bits():
     assert found == [pair, (pair * EARLIER + largest) % PRIME]
 
 
-def test_a_row_is_of_the_ngram_that_owns_it_alone():
+def test_an_ngram_has_the_first_of_its_two_rows_that_is_free():
     part = LinearPart(vocab_size=8, ngrams=3, classes=2)
     ids = torch.tensor([[4, 5, 6, 7, 3, 6, 4, 7]])
-    nobody = part.features(ids)
-    assert (nobody[:, 1:] == PAD_ID).all()
+    assert (part.features(ids)[:, 1:] == PAD_ID).all(), "nobody has one yet"
     hashes = ngram_hashes(ids)[0, 0]
-    falls = (hashes % 3).tolist()
-    first, second = [at for at in range(8) if falls[at] == falls[0]][:2]
-    part.own(hashes[[second]])
-    rows = part.features(ids)[0, 1]
-    assert rows[second] == 8 + falls[0]
-    assert rows[first] == PAD_ID
+    rows = [(one % 3, one * AGAIN % PRIME % 3) for one in hashes.tolist()]
+    first = 0
+    moved = next(at for at, (row, other) in enumerate(rows) if at and row == rows[0][0] != other)
+    left_out = next(
+        at for at, pair in enumerate(rows) if {*pair} <= {rows[0][0], rows[moved][1]} and at > moved
+    )
+    part.own(hashes[[first, moved, left_out]])
+    found = part.features(ids)[0, 1]
+    assert found[first] == 8 + rows[first][0]
+    assert found[moved] == 8 + rows[moved][1]
+    assert found[left_out] == PAD_ID
+    part.own(hashes[[moved]])
+    assert torch.equal(part.features(ids)[0, 1], found), "and keeps it"
 
 
 @pytest.fixture

@@ -92,7 +92,20 @@ def test_each_part_of_a_sum_gets_the_share_that_it_earns():
         ([good / 2, -good], [4, 0], 0.2),
         ([good + useless, good - useless], [1, 1], 0.1),
     ):
-        np.testing.assert_allclose(fit_sum(parts, labels)[0], shares, atol=within)
+        found, _ = fit_sum([[part] for part in parts], labels)
+        np.testing.assert_allclose(np.concatenate(found), shares, atol=within)
+
+
+def test_pieces_of_a_model_count_apart_as_far_as_rows_say_so():
+    generator = np.random.default_rng(0)
+    good = generator.normal(0, 2, (20_000, 2)).astype(np.float32)
+    here = (np.arange(20_000) < 10_000)[:, None]
+    truth = softmax(np.where(here, good, good / 2))
+    labels = (generator.random(20_000) < truth[:, 1]).astype(np.int64)
+    never = np.zeros_like(good)
+    (shares,), _ = fit_sum([[good * here, good * ~here, never]], labels)
+    assert shares[:2] == pytest.approx([1, 0.5], abs=0.05)
+    assert shares[2] == pytest.approx(0.75, abs=0.05), "of which nothing is known: their mean"
 
 
 def test_the_sum_is_right_about_how_often_each_class_comes():
@@ -101,14 +114,14 @@ def test_the_sum_is_right_about_how_often_each_class_comes():
     truth = softmax(logits + np.array([0, 0, 1]))
     labels = (generator.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
     off = logits + np.array([4, 0, 0], np.float32)
-    (share,), bias = fit_sum([off], labels)
+    ((share,),), bias = fit_sum([[off]], labels)
     assert share == pytest.approx(1, abs=0.05)
     np.testing.assert_allclose(bias - bias[0], [0, 4, 5], atol=0.2)
 
 
 def test_a_class_that_no_row_is_of_gets_no_bias():
     logits = np.array([[2, 0, 0]] * 4 + [[0, 2, 0]] * 4, np.float32)
-    (share,), bias = fit_sum([logits], np.array([0, 0, 0, 1, 1, 0, 0, 0]))
+    ((share,),), bias = fit_sum([[logits]], np.array([0, 0, 0, 1, 1, 0, 0, 0]))
     assert share == pytest.approx(0, abs=0.02), "of both kinds three rows of four are of one class"
     assert np.exp(bias[0] - bias[1]) == pytest.approx(3, rel=0.05)
     assert bias[2] == 0

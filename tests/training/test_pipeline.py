@@ -9,6 +9,7 @@ from tests.networks import random_network
 from training.batches import Dataset
 from training.config import RunConfig
 from training.evaluate import predict, softmax
+from training.linear import Domains, Languages
 from training.pipeline import Encoded, _sample, with_linear_part
 from training.rows import Rows
 from training.train import Ranks
@@ -26,22 +27,32 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-def token_rows(count: int, wrong: float = 0.0) -> Dataset:
-    """Rows of which one token tells the class; of a share `wrong` of them it lies."""
+def token_rows(count: int, wrong: float = 0.0, ids: tuple[int, int] = (3, 60)) -> Dataset:
+    """Rows of which one token, of the first two ids, tells the class; of a share `wrong` of them it
+    lies."""
     generator = np.random.default_rng(count)
     said = np.arange(count) % 2
-    drawn = generator.integers(5, 60, (count, 6))
-    drawn[:, 2] = 3 + said
+    drawn = generator.integers(ids[0] + 2, ids[1], (count, 6))
+    drawn[:, 2] = ids[0] + said
     labels = np.where(generator.random(count) < wrong, 1 - said, said)
     return Dataset.encode(
         [Encoding(ids, None, False) for ids in drawn], np.eye(2, dtype=np.float32)[labels]
     )
 
 
+def encoded(
+    train: Dataset,
+    held_out: Dataset,
+    domains: Domains | None = None,
+    languages: Languages | None = None,
+) -> Encoded:
+    languages = np.full(len(train), "en") if languages is None else languages
+    return Encoded(None, train, train, domains, languages, {"held out": held_out})
+
+
 def test_a_linear_part_joins_with_the_share_that_it_earns():
     network, train, held_out = random_network(classes=2, **SHAPE), token_rows(80), token_rows(40)
-    encoded = Encoded(None, train, train, None, {"held out": held_out})
-    both = with_linear_part(CONFIG, encoded, network, WHERE)
+    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
     deep, together = (predict(one, held_out, WHERE.device) for one in (network, both))
     right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
     assert right[0] > 0.9 > right[1]
@@ -58,20 +69,34 @@ def test_where_rows_are_of_domains_so_is_the_linear_part():
     config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
     train, held_out = token_rows(80), token_rows(40)
     domains = np.eye(2, dtype="f4")[np.arange(80) // 40]
-    encoded = Encoded(None, train, train, domains, {"held out": held_out})
-    both = with_linear_part(config, encoded, random_network(classes=2, **SHAPE), WHERE)
+    network = random_network(classes=2, **SHAPE)
+    both = with_linear_part(config, encoded(train, held_out, domains), network, WHERE)
     assert both.config.domains == 2
     assert (predict(both, held_out, WHERE.device).argmax(1) == held_out.labels).mean() > 0.9
 
 
+def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
+    one, other = (3, 31), (31, 59)  # languages of words of their own
+    train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
+    trusted, doubted = token_rows(400, ids=one), token_rows(400, wrong=0.3, ids=other)
+    sure = {}
+    for languages in (["en"] * 160, ["en"] * 80 + ["pt"] * 80):
+        held = encoded(train, trusted.joined(doubted), languages=np.array(languages))
+        both = with_linear_part(CONFIG, held, random_network(classes=2, **SHAPE), WHERE)
+        answers = (softmax(predict(both, rows, WHERE.device)) for rows in (trusted, doubted))
+        sure[len({*languages})] = [answer.max(axis=1).mean() for answer in answers]
+    assert sure[2] == pytest.approx([0.99, 0.7], abs=0.03)
+    assert sure[1][0] < 0.95
+    assert sure[1][1] > 0.75
+
+
 def test_a_bias_that_the_network_came_with_makes_no_difference():
     train, held_out = token_rows(80), token_rows(200, wrong=0.2)
-    encoded = Encoded(None, train, train, None, {"held out": held_out})
     answers = []
     for bias in ([0.0, 0.0], [-3.0, 3.0]):  # a bundle's bias is that of a sum already
         network = random_network(classes=2, **SHAPE)
         network.head.bias.data = torch.tensor(bias)
-        both = with_linear_part(CONFIG, encoded, network, WHERE)
+        both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
         answers.append(softmax(predict(both, held_out, WHERE.device)))
     np.testing.assert_allclose(*answers, atol=0.01)
 
