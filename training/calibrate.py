@@ -59,12 +59,8 @@ def fit_sum(
     number, _, classes = stacked.shape
     ends = np.cumsum([len(pieces) for pieces in models])
 
-    def apart(found: npt.NDArray[np.float64]) -> tuple[list[npt.NDArray[np.float64]], ...]:
-        *shares, bias = np.split(found, ends)
-        return shares, bias
-
     def loss(found: npt.NDArray[np.float64]) -> float:
-        shares, bias = apart(found)
+        *shares, bias = np.split(found, ends)
         total = np.tensordot(found[:number], stacked, axes=1) + bias
         differ = sum(float(((one - one.mean()) ** 2).sum()) for one in shares)
         return _loss(softmax(np.asarray(total)), labels, weights) + ALIKE * differ
@@ -72,7 +68,8 @@ def fit_sum(
     begin = np.concatenate([np.full(number, 1 / len(models)), np.zeros(classes)])
     seen = np.isin(np.arange(classes), labels)
     bounds = [(0.0, 20.0)] * number + [(-5.0, 5.0) if one else (0.0, 0.0) for one in seen]
-    return apart(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x)
+    *shares, bias = np.split(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x, ends)
+    return shares, bias
 
 
 def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:

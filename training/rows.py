@@ -113,7 +113,7 @@ def overlapping(texts: Sequence[str], held_out: Sequence[str]) -> list[str]:
         shared = (words[rows] @ others).toarray()
         smaller = np.minimum.outer(sizes[rows], sizes[len(texts) :]).clip(min=1)
         akin = (shared >= OVERLAP * smaller).any(axis=1)
-        found += [texts[i] for i in start + np.flatnonzero(akin)]
+        found += [texts[i] for i in (start + np.flatnonzero(akin)).tolist()]
     return found
 
 

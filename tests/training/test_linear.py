@@ -162,5 +162,24 @@ def test_of_a_large_domain_and_a_small_one_each_counts_alike():
         assert likely[0, domain] > 0.7
 
 
+def test_what_it_says_comes_apart_by_domain_and_language():
+    dataset, domains = of_two_domains()
+    languages = np.where(np.arange(len(dataset)) % 3, "en", "pt")
+    linear = LinearClassifier.fit(dataset, config(2, domains=2), 10.0, domains, languages)
+    assert linear.spoken.shape == (VOCABULARY + linear.part.ngrams, 2)
+    assert torch.allclose(linear.spoken.sum(dim=1), torch.ones(1))
+    assert linear.spoken[4].numpy() == pytest.approx([2 / 3, 1 / 3], abs=0.05)
+    cpu = torch.device("cpu")
+    whole = predict(linear, dataset, cpu) - linear.bias.numpy()
+    pieces = [linear.shared(one) for one in torch.eye(4).unflatten(1, (2, 2))]
+    found = [predict(piece, dataset, cpu) for piece in pieces]
+    np.testing.assert_allclose(sum(found), whole, atol=1e-5)
+    shares = torch.tensor([[0.5, 2.0], [0.0, 1.5]])
+    counted = [share * one for share, one in zip(shares.flatten().numpy(), found, strict=True)]
+    np.testing.assert_allclose(
+        predict(linear.shared(shares), dataset, cpu), sum(counted), atol=1e-5
+    )
+
+
 def _spans(dataset: Dataset) -> list[tuple[int, int]]:
     return list(zip(dataset.starts[:-1], dataset.starts[1:], strict=True))
