@@ -80,13 +80,14 @@ class LinearClassifier(nn.Module):
         return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
 
     def shared(self, shares: Tensor) -> Self:
-        """The same without the bias, what features say in each domain and language times a share of
-        its own, [K, L]."""
+        """What features say in each domain and language times a share of its own, [K, L], and the
+        bias times their mean."""
         counted = self.spoken @ shares.T.to(self.spoken)  # [F, K]
         part = copy.deepcopy(self.part)
         of_domain = part.weight.weight.unflatten(-1, (part.domains, -1))  # [F, K, C - 1]
         of_domain.mul_(counted[..., None])
-        return type(self)(part, torch.zeros_like(self.bias), self.spoken).requires_grad_(False)
+        bias = self.bias * shares.mean().to(self.bias)
+        return type(self)(part, bias, self.spoken).requires_grad_(False)
 
 
 def most_telling(dataset: Dataset) -> Tensor:

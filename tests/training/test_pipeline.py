@@ -1,5 +1,7 @@
 """One run, step by step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,16 @@ def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
     assert sure[2] == pytest.approx([0.99, 0.7], abs=0.03)
     assert sure[1][0] < 0.95
     assert sure[1][1] > 0.75
+
+
+def test_a_class_that_no_row_is_of_is_never_the_answer():
+    train, held_out = (
+        dataclasses.replace(rows, targets=np.pad(rows.targets, ((0, 0), (0, 1))))
+        for rows in (token_rows(80), token_rows(40))
+    )
+    network = random_network(classes=3, **SHAPE)
+    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
+    assert softmax(predict(both, held_out, WHERE.device))[:, 2].max() < 1e-6
 
 
 def test_a_bias_that_the_network_came_with_makes_no_difference():
