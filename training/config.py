@@ -105,16 +105,6 @@ class UnlabelledConfig(SourceConfig):
         return self
 
 
-class HeldOutConfig(SourceConfig):
-    """Labelled texts to choose or to measure with."""
-
-    exclude_overlapping: bool = Field(
-        False,
-        description="Train on no text of the same file either that shares three quarters of its "
-        "words with one of these, or they with it: phrases of the same sentence.",
-    )
-
-
 class TranslatedConfig(BaseModel):
     """A source once more, word for word in another language (`training.translation`)."""
 
@@ -161,8 +151,8 @@ class RunConfig(BaseModel):
         (), description="Texts whose label column, if any, is not looked at."
     )
     translated: tuple[TranslatedConfig, ...] = ()
-    validation: tuple[HeldOutConfig, ...] = ()
-    test: tuple[HeldOutConfig, ...] = ()
+    validation: tuple[SourceConfig, ...] = ()
+    test: tuple[SourceConfig, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.feature_extraction.text import CountVectorizer
 
-OVERLAP, OVERLAP_ROWS = 0.75, 4096
 KEY_MIN_WORDS = 4  # shorter texts are stock phrases; they coincide without leaking
 
 # The standard library's \w: lists of keys are made with it, and it leaves out combining marks.
@@ -96,25 +94,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 def excluded(text: str, keys: frozenset[str]) -> bool:
     """Is the text among `keys`? Short texts never are."""
     return len(text.split()) >= KEY_MIN_WORDS and row_key(text) in keys
-
-
-def overlapping(texts: Sequence[str], held_out: Sequence[str]) -> list[str]:
-    """The texts that share `OVERLAP` of their words with one that is held out, or it with them.
-
-    The overlap coefficient, which unlike the share of all their words tells a phrase from its
-    sentence (containment, Broder 1997).
-    """
-    counter = CountVectorizer(token_pattern=r"[^\W_]+", binary=True, dtype=np.int32)
-    words = counter.fit_transform([*texts, *held_out])  # [N + M, V]
-    others, sizes = words[len(texts) :].T, words.sum(axis=1).A1
-    found: list[str] = []
-    for start in range(0, len(texts), OVERLAP_ROWS):  # not all at once: most share some word
-        rows = slice(start, min(start + OVERLAP_ROWS, len(texts)))
-        shared = (words[rows] @ others).toarray()
-        smaller = np.minimum.outer(sizes[rows], sizes[len(texts) :]).clip(min=1)
-        akin = (shared >= OVERLAP * smaller).any(axis=1)
-        found += [texts[i] for i in (start + np.flatnonzero(akin)).tolist()]
-    return found
 
 
 def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]:

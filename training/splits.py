@@ -11,15 +11,7 @@ import numpy.typing as npt
 from training.config import ConfigError, RunConfig, UnlabelledConfig
 from training.formats import DataError
 from training.progress import Display
-from training.rows import (
-    Rows,
-    concatenate,
-    deduplicate,
-    excluded,
-    overlapping,
-    row_key,
-    split,
-)
+from training.rows import Rows, concatenate, deduplicate, excluded, row_key, split
 from training.sources import SourceConfig, read_aligned, read_keys, read_rows, read_texts
 from training.teacher import Teacher
 from training.translation import Lexicon
@@ -55,7 +47,10 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
 
     No text of a held-out set is trained on, whether labelled, unlabelled or listed only by key.
     """
-    keys = _held_out(config, base)
+    keys = read_keys(base / config.exclude_keys) if config.exclude_keys else frozenset()
+    if config.exclude_held_out:
+        for source in (*config.validation, *config.test):
+            keys |= {row_key(text) for text in read_texts(source, base)}
     labels, rows, repeated = _read_sources(config, base, keys, display)
     validation = _read_sets(config.validation, labels, base, display)
     test = _read_sets(config.test, labels, base, display)
@@ -102,18 +97,6 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         test=test,
         warnings=warnings,
     )
-
-
-def _held_out(config: RunConfig, base: Path) -> frozenset[str]:
-    """The keys of the texts that no one is to learn from."""
-    keys = read_keys(base / config.exclude_keys) if config.exclude_keys else frozenset()
-    for source in (*config.validation, *config.test):
-        texts = read_texts(source, base) if config.exclude_held_out else []
-        if source.exclude_overlapping:
-            every = source.model_copy(update={"matching": None, "limit": None})
-            texts += overlapping(read_texts(every, base), texts)
-        keys |= {row_key(text) for text in texts}
-    return keys
 
 
 class _Teachers:

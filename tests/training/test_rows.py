@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from training.rows import OVERLAP_ROWS, Rows, deduplicate, overlapping, row_key, split
+from training.rows import Rows, deduplicate, row_key, split
 
 
 def rows_of(*pairs: tuple[str, int]) -> Rows:
@@ -41,33 +40,3 @@ def test_a_text_never_changes_sides():
     fewer = split(rows.take(np.arange(0, 2000, 3)), 0.1, 0.2)
     for whole, part in zip(parts, fewer, strict=True):
         assert set(part.texts) <= set(whole.texts)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("A film of great charm, and no depth.", True),
-        ("great charm and no depth", True),
-        ("a FILM of some depth", True),  # four of five
-        ("a film of some wit", False),  # three of five
-        ("they say it is a film of great charm and no depth at all", True),
-        ("charm", True),
-        ("something else", False),
-        ("…", False),
-    ],
-)
-def test_a_phrase_overlaps_with_its_sentence_and_a_sentence_with_its_phrase(text, found):
-    held_out = ["what else?", "a film of great charm and no depth"]
-    texts = ["one before it", text, "one after it"]
-    assert overlapping(texts, held_out) == [text] * found
-
-
-def test_of_many_texts_none_is_passed_over():
-    texts = [f"word{i} other{i}" for i in range(OVERLAP_ROWS + 10)]
-    held_out = [texts[0], texts[OVERLAP_ROWS - 1], texts[OVERLAP_ROWS], texts[-1]]
-    assert overlapping(texts, held_out) == held_out
-
-
-def test_what_has_no_words_overlaps_with_nothing():
-    assert overlapping(["…", "a text"], ["!"]) == []
-    assert overlapping(["a text"], []) == []

@@ -43,19 +43,6 @@ def test_held_out_texts_are_never_trained_on_labelled_or_not(tmp_path):
     assert splits.unlabelled == [text for text, _ in many(6, kind="new")]
 
 
-def test_rows_may_be_held_out_of_a_file_with_their_phrases(tmp_path):
-    sentence = "a great film of much wit and charm."
-    rows = [(sentence, "good"), ("much wit and charm", "good"), ("a great film", "good")]
-    source = table(tmp_path, "phrases", rows + many(20))
-    held = source | {"matching": r".*\.", "limit": 1, "exclude_overlapping": True}
-    splits = run(tmp_path, sources=[source], validation=[held], test=[held | {"name": "test"}])
-    assert splits.validation["phrases"].texts == [sentence]
-    left = set(splits.train.texts)
-    assert "much wit and charm" not in left
-    assert "a great film" in left, "stock phrases tell nothing"
-    assert len(left) == 21
-
-
 def test_only_rows_that_are_held_out_are_left_out(tmp_path):
     source = table(tmp_path, "all", [("not held out at all", "bad"), *many(20)])
     held = source | {"matching": ".*w19", "limit": 1}
