@@ -202,7 +202,7 @@ def with_linear_part(
     both.load_state_dict(network.state_dict() | said)
     with torch.no_grad():
         both.head.weight.mul_(deep)
-        both.head.bias.mul_(deep).add_(linear.bias).add_(torch.from_numpy(bias))
+        both.head.bias.mul_(deep).add_(linear.bias).add_(torch.from_numpy(bias).to(where.device))
     return both
 
 

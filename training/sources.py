@@ -165,7 +165,7 @@ def read_rows(
         for piece in pieces:
             if not piece:
                 dropped["blank"] += 1
-            elif source.matching is not None and not re.fullmatch(source.matching, piece):
+            elif not _matches(source, piece):
                 dropped["not matching"] += 1
             elif whole or (piece != text and excluded(piece, held_out)):
                 dropped["held-out"] += 1
@@ -212,9 +212,7 @@ def read_texts(source: SourceConfig, base: Path) -> list[str]:
     """The texts of a source, each once, whatever its label column says."""
     texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _records(source, base))
     texts.pop("", None)
-    if source.matching is not None:
-        texts = {text: None for text in texts if re.fullmatch(source.matching, text)}
-    return list(texts)[: source.limit]
+    return [text for text in texts if _matches(source, text)][: source.limit]
 
 
 def sentences(text: str) -> list[str]:
@@ -256,6 +254,10 @@ def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> Non
 def _left_out(dropped: Counter[str]) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     return f" ({counts})" if counts else ""
+
+
+def _matches(source: SourceConfig, text: str) -> bool:
+    return source.matching is None or re.fullmatch(source.matching, text) is not None
 
 
 def _tidied(source: SourceConfig, text: str) -> str:
