@@ -41,7 +41,8 @@ class LinearBaseline:
             dtype=np.float32,
         )
         features = vectorizer.fit_transform(texts)
-        return cls(vectorizer, *fit_logistic(features, targets, strength))
+        (coefficients,), bias = fit_logistic(features, targets, strength)
+        return cls(vectorizer, coefficients, bias)
 
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of texts [N]."""

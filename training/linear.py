@@ -1,12 +1,14 @@
 """The convex fit of the network's linear part."""
 
 import copy
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array, diags_array, hstack
+from scipy.sparse import csr_array
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ from training.regression import fit_logistic
 SMOOTHING = 1.0
 # What a feature is worth among the rows of its domain, where it is worth 1 among all.
 OWN = 0.7
+# Tokens looked up at once; a lookup takes some 200 bytes for each.
+AT_ONCE = 2**20
 
 Domains = npt.NDArray[np.float32]  # [N, K], 1 where a row is of a domain; some are of none
 Languages = npt.NDArray[np.str_]  # [N]
@@ -58,7 +62,11 @@ class LinearClassifier(nn.Module):
         present = presence(dataset, part)
         spoken = _spoken(present, dataset.targets, languages)
         scale = telling(present, dataset.targets)
-        values = normalize(present.multiply(scale).tocsr(), copy=False)
+        values = csr_array(
+            (present.data * scale[present.indices], present.indices, present.indptr),
+            shape=present.shape,
+        )
+        values = normalize(values, copy=False)
         of_domain, bias = fit_domains(values, dataset.targets, strength, domains)  # [K, C, F]
         linear = cls(part, torch.from_numpy(bias).float(), torch.from_numpy(spoken))
         linear.requires_grad_(False)
@@ -70,7 +78,7 @@ class LinearClassifier(nn.Module):
             rows *= rows.sum() / rows.sum(axis=0) / config.domains  # each domain counts alike
             # What tells of a domain need not tell of a class: here all tokens have the same value.
             tokens = normalize(present[:, : part.vocab_size], copy=False)
-            of_token, prior = fit_logistic(tokens, rows, strength)
+            (of_token,), prior = fit_logistic(tokens, rows, strength)
             part.domain.weight[:] = torch.from_numpy(of_token.T)
             part.prior[:] = torch.from_numpy(prior)
         return linear
@@ -94,21 +102,19 @@ def most_telling(dataset: Dataset) -> Tensor:
     """The n-grams [N] of all texts by their hashes, those first of which chance explains least:
     Pearson's chi-squared of how often one is in texts of each class.
     """
-    ids, real = _joined(dataset)
-    hashes = ngram_hashes(ids)[0].T.numpy()[real]  # [S, 2]
+    hashes = _of_tokens(dataset, ngram_hashes)  # [S, 2]
     every, column = np.unique(hashes, return_inverse=True)
-    found = _present(column.ravel(), ORDER - 1, dataset, len(every))
+    found = _present(column, dataset, len(every))
     seen = found.T @ dataset.targets  # [N, C]
     expected = np.outer(seen.sum(axis=1), dataset.targets.sum(axis=0) / dataset.targets.sum())
     surprise = ((seen - expected) ** 2 / (expected + SMOOTHING)).sum(axis=1)
-    return torch.from_numpy(every[np.argsort(-surprise, kind="stable")])
+    return torch.from_numpy(every[np.argsort(-surprise, kind="stable")].astype(np.int64))
 
 
 def presence(dataset: Dataset, part: LinearPart) -> csr_array:
     """Which features each row has: 1 where it does, [N, F]."""
-    ids, real = _joined(dataset)
-    found = part.features(ids)[0].T.numpy()[real].ravel()  # [S · N]
-    present = _present(found, ORDER, dataset, part.vocab_size + part.ngrams)
+    found = _of_tokens(dataset, part.features)  # [S, N]
+    present = _present(found, dataset, part.vocab_size + part.ngrams)
     present.data[present.indices == PAD_ID] = 0  # n-grams without a row
     present.eliminate_zeros()
     return present
@@ -126,27 +132,35 @@ def fit_domains(
     on both lets a domain differ from the others only where its rows insist (Daumé 2007, section
     3.1; by how much, Finkel and Manning 2009).
     """
-    own = () if domains is None else OWN * domains.T  # [K, N]
-    every = csr_array(hstack([values, *(diags_array(one) @ values for one in own)], format="csr"))
-    found, bias = fit_logistic(every, targets, strength)
-    shared, *apart = np.split(found, 1 + len(own), axis=1)  # [C, F] each
+    copies = None
+    if domains is not None:
+        copies = np.concatenate([np.ones_like(domains[:, :1]), OWN * domains], axis=1)  # [N, 1 + K]
+    (shared, *apart), bias = fit_logistic(values, targets, strength, copies)  # [C, F] each
     return np.stack([shared + OWN * one for one in apart] or [shared]), bias
 
 
-def _joined(dataset: Dataset) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-    """All texts as one, [1, S], with padding before each, which is what its first n-grams begin
-    with; and what is no padding [S]."""
-    begin = np.repeat(dataset.starts[:-1], ORDER - 1)
-    ids = np.insert(dataset.ids.astype(np.int64), begin, PAD_ID)
-    return torch.from_numpy(ids)[None], ids != PAD_ID
+def _of_tokens(dataset: Dataset, lookup: Callable[[Tensor], Tensor]) -> npt.NDArray[np.int32]:
+    """What `lookup` finds [1, N, S] in ids [1, S], for the tokens of all texts end to end, [S, N].
+    Before each text is padding, which is what its first n-grams begin with."""
+    starts, tokens = dataset.starts, len(dataset.ids)
+    # The texts that so many tokens begin in, and the end.
+    parts = np.searchsorted(starts, np.arange(0, tokens + AT_ONCE, AT_ONCE))
+    found = []
+    for first, last in pairwise(starts[np.minimum(parts, len(dataset))]):
+        begin = starts[(first <= starts) & (starts < last)] - first
+        ids = np.insert(
+            dataset.ids[first:last].astype(np.int64), np.repeat(begin, ORDER - 1), PAD_ID
+        )
+        there = lookup(torch.from_numpy(ids)[None])[0].T.numpy()
+        found.append(there[ids != PAD_ID].astype(np.int32))
+    return np.concatenate(found)
 
 
-def _present(
-    found: npt.NDArray[np.int64], of_token: int, dataset: Dataset, features: int
-) -> csr_array:
-    """Which of so many features each row has, [N, F], of those found, `of_token` a token."""
-    there = np.ones(len(found), np.float32)
-    present = csr_array((there, found, of_token * dataset.starts), shape=(len(dataset), features))
+def _present(found: npt.NDArray[np.integer], dataset: Dataset, features: int) -> csr_array:
+    """Which of so many features each row has, [N, F], of those found of its tokens, [S, N]."""
+    there = np.ones(found.size, np.float32)
+    starts = found.shape[1] * dataset.starts
+    present = csr_array((there, found.ravel(), starts), shape=(len(dataset), features))
     present.sum_duplicates()
     present.data[:] = 1
     return present

@@ -139,7 +139,12 @@ class _Teachers:
         if source.teacher not in self.learnt:
             names = [one.name for one in self.config.sources]
             trusted = np.isin(self.rows.sources, [names.index(name) for name in source.teacher])
-            self.learnt[source.teacher] = Teacher.of(self.rows.take(trusted))
+            own = self.rows.take(trusted)
+            if own.targets.any(axis=0).sum() < 2:
+                raise DataError(
+                    f"{source.name}: teacher={list(source.teacher)} has rows of one class only"
+                )
+            self.learnt[source.teacher] = Teacher.of(own)
         return self.learnt[source.teacher]
 
     def _tell(self, source: SourceConfig, count: int) -> None:

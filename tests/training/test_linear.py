@@ -58,6 +58,17 @@ def test_features_are_tokens_and_ngrams_of_up_to_three():
     assert set(present.data) == {1}
 
 
+def test_a_few_tokens_at_once_are_found_as_all_together(monkeypatch):
+    dataset = rows(np.eye(2)[np.arange(20) % 2])
+    part = LinearPart(VOCABULARY, 50, 2)
+    hashes = most_telling(dataset)
+    part.own(hashes)
+    whole = presence(dataset, part)
+    monkeypatch.setattr("training.linear.AT_ONCE", 7)
+    assert most_telling(dataset).tolist() == hashes.tolist()
+    assert (presence(dataset, part) != whole).nnz == 0
+
+
 def test_rows_go_to_the_ngrams_that_tell_most():
     """Slow: each n-gram by itself, and those that have its two rows beside it."""
     dataset = rows(np.eye(2)[np.arange(40) % 2])
@@ -144,7 +155,8 @@ def test_what_it_learns_of_domains_is_what_the_library_does_over_features_twice(
     present = presence(dataset, linear.part)
     values = normalize(present.multiply(telling(present, dataset.targets)).tocsr()).toarray()
     twice = np.concatenate([values, *(OWN * one[:, None] * values for one in domains.T)], axis=1)
-    library = LogisticRegression(solver="newton-cg", tol=1e-6).fit(twice, dataset.labels)
+    library = LogisticRegression(solver="newton-cg", tol=1e-9)
+    library.fit(twice.astype(np.float64), dataset.labels)
     shared, *own = np.split(library.coef_[0], 3)
     for column, one in enumerate(own):
         found = -2 * linear.part.weight.weight[:, column].numpy()  # of the first of two classes

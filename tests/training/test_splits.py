@@ -115,6 +115,13 @@ def test_a_teacher_must_be_a_source(tmp_path):
         )
 
 
+def test_a_teacher_of_one_class_is_refused(tmp_path):
+    good = table(tmp_path, "good", [(f"great w{i}", "good") for i in range(30)])
+    weak = table(tmp_path, "weak", many(10, kind="new")) | {"teacher": ["good"]}
+    with pytest.raises(DataError, match=r"weak: teacher=\['good'\] has rows of one class only"):
+        run(tmp_path, labels=["bad", "good"], sources=[good, weak])
+
+
 def test_labels_and_a_teacher_are_heard_together(tmp_path):
     weak = [("great thing under a wrong label", "bad"), ("nothing anybody knows of", "bad")]
     labels = {"bad": {"bad": 0.8, "good": 0.2}, "good": {"bad": 0.2, "good": 0.8}}
