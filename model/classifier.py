@@ -54,7 +54,9 @@ class TextClassifier(nn.Module):
         self._initialise()
         # After the others are drawn: it says nothing until it is fitted.
         self.linear = (
-            LinearPart(config.vocab_size, config.ngrams, config.classes, config.domains)
+            LinearPart(
+                config.vocab_size, config.ngrams, config.classes, config.domains, config.ends
+            )
             if config.ngrams
             else None
         )

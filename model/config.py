@@ -27,6 +27,13 @@ class ModelConfig(BaseModel):
         ge=1,
         description="K, kinds of text to which the linear part's features say each its own.",
     )
+    ends: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="How much more the linear part hears of a text's last word than of its middle; "
+        "of its first, half as much more.",
+    )
     rope_theta: float = Field(10_000.0, gt=1, description="Base of the rotary angles.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights.")

@@ -36,6 +36,7 @@ class NetworkConfig(BaseModel):
     dropout: float = 0.1
     attention_dropout: float = 0.0
     ngrams: int = 2**18
+    ends: float = 1.5
 
 
 class TrainConfig(BaseModel):

@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.linear import ORDER, LinearPart, ngram_hashes
+from model.linear import ORDER, LinearPart, heard, ngram_hashes
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
 from training.regression import fit_logistic
@@ -57,15 +57,14 @@ class LinearClassifier(nn.Module):
         `strength` is the inverse of the penalty (C); `domains` say of which of the configuration's
         each row is, where these are several, and `languages` in which it is.
         """
-        part = LinearPart(config.vocab_size, config.ngrams, config.classes, config.domains)
+        part = LinearPart(
+            config.vocab_size, config.ngrams, config.classes, config.domains, config.ends
+        )
         part.own(most_telling(dataset))
-        present = presence(dataset, part)
+        present, values = features(dataset, part)
         spoken = _spoken(present, dataset.targets, languages)
         scale = telling(present, dataset.targets)
-        values = csr_array(
-            (present.data * scale[present.indices], present.indices, present.indptr),
-            shape=present.shape,
-        )
+        values.data *= scale[values.indices]
         values = normalize(values, copy=False)
         of_domain, bias = fit_domains(values, dataset.targets, strength, domains)  # [K, C, F]
         linear = cls(part, torch.from_numpy(bias).float(), torch.from_numpy(spoken))
@@ -104,20 +103,31 @@ def most_telling(dataset: Dataset) -> Tensor:
     """
     hashes = _of_tokens(dataset, ngram_hashes)  # [S, 2]
     every, column = np.unique(hashes, return_inverse=True)
-    found = _present(column, dataset, len(every))
-    seen = found.T @ dataset.targets  # [N, C]
+    present = _summed(np.ones_like(column, np.float32), column, dataset, len(every))
+    present.data[:] = 1
+    seen = present.T @ dataset.targets  # [N, C]
     expected = np.outer(seen.sum(axis=1), dataset.targets.sum(axis=0) / dataset.targets.sum())
     surprise = ((seen - expected) ** 2 / (expected + SMOOTHING)).sum(axis=1)
     return torch.from_numpy(every[np.argsort(-surprise, kind="stable")].astype(np.int64))
 
 
-def presence(dataset: Dataset, part: LinearPart) -> csr_array:
-    """Which features each row has: 1 where it does, [N, F]."""
+def features(dataset: Dataset, part: LinearPart) -> tuple[csr_array, csr_array]:
+    """Which features each row has, 1 where it does, [N, F]; and how much is heard of them there, on
+    average over where they occur."""
     found = _of_tokens(dataset, part.features)  # [S, N]
-    present = _present(found, dataset, part.vocab_size + part.ngrams)
-    present.data[present.indices == PAD_ID] = 0  # n-grams without a row
-    present.eliminate_zeros()
-    return present
+    tokens = np.arange(len(found))
+    before = tokens - np.repeat(dataset.starts[:-1], dataset.lengths)
+    after = np.repeat(dataset.starts[1:], dataset.lengths) - 1 - tokens
+    of_token = heard(torch.from_numpy(before), torch.from_numpy(after), part.ends).numpy()
+    width = part.vocab_size + part.ngrams
+    count = _summed(np.ones_like(found, np.float32), found, dataset, width)
+    mean = _summed(np.repeat(of_token[:, None], ORDER, axis=1), found, dataset, width)
+    mean.data /= count.data  # the same places in the same order
+    for table in (count, mean):
+        table.data[table.indices == PAD_ID] = 0  # n-grams without a row
+        table.eliminate_zeros()
+    count.data[:] = 1
+    return count, mean
 
 
 def fit_domains(
@@ -156,14 +166,17 @@ def _of_tokens(dataset: Dataset, lookup: Callable[[Tensor], Tensor]) -> npt.NDAr
     return np.concatenate(found)
 
 
-def _present(found: npt.NDArray[np.integer], dataset: Dataset, features: int) -> csr_array:
-    """Which of so many features each row has, [N, F], of those found of its tokens, [S, N]."""
-    there = np.ones(found.size, np.float32)
+def _summed(
+    counts: npt.NDArray[np.float32],
+    found: npt.NDArray[np.integer],
+    dataset: Dataset,
+    width: int,
+) -> csr_array:
+    """What is found of its tokens counts for each row together, [N, width]; both [S, N]."""
     starts = found.shape[1] * dataset.starts
-    present = csr_array((there, found.ravel(), starts), shape=(len(dataset), features))
-    present.sum_duplicates()
-    present.data[:] = 1
-    return present
+    table = csr_array((counts.ravel(), found.ravel().copy(), starts), shape=(len(dataset), width))
+    table.sum_duplicates()
+    return table
 
 
 def _spoken(

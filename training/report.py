@@ -84,6 +84,8 @@ def model_card(
         beside = f", beside a linear part over tokens and {network.ngrams:,} rows of n-grams"
         if network.domains > 1:
             beside += f", with weights for each of {network.domains} domains"
+        if network.ends:
+            beside += f", a text's last token counting {1 + network.ends:g} times"
     lines = [
         f"# {about.name} {about.version}",
         "",

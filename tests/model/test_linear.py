@@ -1,11 +1,24 @@
+import math
+
 import pytest
 import torch
 
-from model.linear import AGAIN, BEFORE, EARLIER, LAST, PRIME, LinearPart, ngram_hashes
+from model.linear import (
+    AGAIN,
+    BEFORE,
+    EARLIER,
+    LAST,
+    NEAR,
+    PRIME,
+    LinearPart,
+    heard,
+    ngram_hashes,
+)
 from model.tokenizer import PAD_ID
 from tests.networks import own_pairs, random_network
 
 SHAPE = {"classes": 2, "d_model": 24, "heads": 4, "d_ff": 32, "max_tokens": 16, "ngrams": 4096}
+SHAPE |= {"ends": 2.0}
 
 
 def test_a_hash_is_of_a_token_and_those_before_it():
@@ -85,6 +98,25 @@ def test_a_token_said_often_counts_once(part):
     assert torch.allclose(often * 2**0.5, torch.tensor([2.0, 2.0, 2.0, -12.0]))
 
 
+def test_of_what_is_said_at_the_ends_more_is_heard():
+    before, after = torch.tensor([0.0, NEAR, 1e4, 1e4]), torch.tensor([1e4, 1e4, 1e4, 0.0])
+    expected = [2.0, 1 + 1 / math.e, 1.0, 3.0]
+    assert heard(before, after, ends=2.0).tolist() == pytest.approx(expected)
+    assert heard(before, after, ends=0.0).tolist() == [1.0] * 4
+
+
+def test_an_occurrence_has_as_much_of_its_feature_as_is_heard_of_it(part):
+    part.ends = 2.0
+    with torch.no_grad():
+        part.scale.weight[8:].zero_()  # no n-grams
+    text = torch.tensor([[3, 5, 3, 0, 0]])
+    first, between, last = heard(torch.arange(3), torch.arange(3).flip(0), 2.0).tolist()
+    shares = part(text, (text > 0).long())[0, :, 0]
+    norm = math.hypot((first + last) / 2, between)
+    expected = [6 * first / 2 / norm, 0.0, 6 * last / 2 / norm, 0.0, 0.0]
+    assert shares.tolist() == pytest.approx(expected)
+
+
 def test_each_token_of_an_ngram_has_an_equal_part_of_what_it_says(part):
     ids = torch.tensor([[5, 6, 7]])
     pairs, triples = part.features(ids)[0, 1:].tolist()
@@ -114,19 +146,23 @@ def test_in_each_domain_a_feature_says_its_own_by_how_likely_the_text_is_of_it()
     assert (shares[:, 1:] == 0).all(), "which domain it is says nothing by itself"
 
 
-@pytest.mark.parametrize("domains", [1, 3])
+@pytest.mark.parametrize(("domains", "ends"), [(1, 0.0), (3, 0.0), (3, 2.0)])
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
-def test_shares_are_what_a_sum_over_features_says(length, domains):
+def test_shares_are_what_a_sum_over_features_says(length, domains, ends):
     """Slow: every feature of the text by itself."""
-    part = LinearPart(vocab_size=8, ngrams=20, classes=3, domains=domains)
+    part = LinearPart(vocab_size=8, ngrams=20, classes=3, domains=domains, ends=ends)
     own_pairs(part)
     with torch.no_grad():
         part.scale.weight.uniform_(generator=torch.Generator().manual_seed(1))
         part.scale.weight[PAD_ID] = 0.0
         part.weight.weight.normal_(generator=torch.Generator().manual_seed(2))
     ids = torch.tensor([[3, 4, 3, 4, 5, 3, 4]])[:, :length]
-    rows = part.features(ids)[0].unique()
-    values = part.scale.weight[rows, 0]
+    of_token = part.features(ids)[0]  # [N, S]
+    rows = of_token.unique()
+    here = torch.arange(length)
+    near = heard(here, length - 1 - here, ends)
+    means = [near[(of_token == row).any(dim=0)].mean() for row in rows]
+    values = part.scale.weight[rows, 0] * torch.stack(means)
     expected = (values / values.norm()) @ part.weight.weight[rows]
     if domains > 1:
         with torch.no_grad():

@@ -38,6 +38,7 @@ def test_so_does_a_network_of_ngrams_with_layers_or_without(layers, domains):
         max_tokens=24,
         ngrams=4096,
         domains=domains,
+        ends=1.5,
     )
     halve_weights(network)
     graph = export(network, 1.7, half_weights=True)

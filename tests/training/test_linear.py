@@ -7,11 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from model.config import ModelConfig
-from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, ngram_hashes
+from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, heard, ngram_hashes
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import OWN, LinearClassifier, most_telling, presence, telling
+from training.linear import OWN, LinearClassifier, features, most_telling, telling
 
 VOCABULARY = 30
 
@@ -27,18 +27,17 @@ def rows(targets: np.ndarray, seed: int = 0) -> Dataset:
     return Dataset.encode(encodings, targets.astype(np.float32))
 
 
-def config(classes: int, ngrams: int = 50_000, domains: int = 1) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=VOCABULARY, classes=classes, ngrams=ngrams, domains=domains, max_tokens=64
-    )
+def config(classes: int, ngrams: int = 50_000, domains: int = 1, ends: float = 0.0) -> ModelConfig:
+    shape = {"classes": classes, "ngrams": ngrams, "domains": domains, "ends": ends}
+    return ModelConfig(vocab_size=VOCABULARY, max_tokens=64, **shape)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_it_answers_as_the_library_does_over_the_same_features(classes):
+@pytest.mark.parametrize(("classes", "ends"), [(2, 0.0), (3, 0.0), (2, 1.5)])
+def test_it_answers_as_the_library_does_over_the_same_features(classes, ends):
     dataset = rows(np.eye(classes)[np.arange(60) % classes])
-    linear = LinearClassifier.fit(dataset, config(classes), 1.0)
-    present = presence(dataset, linear.part)
-    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr())
+    linear = LinearClassifier.fit(dataset, config(classes, ends=ends), 1.0)
+    present, near = features(dataset, linear.part)
+    values = normalize(near.multiply(telling(present, dataset.targets)).tocsr())
     library = LogisticRegression(solver="newton-cg", tol=1e-6)
     library.fit(values, dataset.labels)
     logits = predict(linear, dataset, torch.device("cpu"))
@@ -50,7 +49,7 @@ def test_it_answers_as_the_library_does_over_the_same_features(classes):
 
 def test_features_are_tokens_and_ngrams_of_up_to_three():
     dataset = rows(np.eye(2)[np.arange(20) % 2])
-    present = presence(dataset, LinearClassifier.fit(dataset, config(2), 1.0).part)
+    present, _ = features(dataset, LinearClassifier.fit(dataset, config(2), 1.0).part)
     texts = [" ".join(f"w{i}" for i in dataset.ids[a:b]) for a, b in _spans(dataset)]
     words = CountVectorizer(ngram_range=(1, 3), binary=True).fit_transform(texts)
     # The library has no n-grams with the beginning of a text: a pair and two triples.
@@ -58,15 +57,27 @@ def test_features_are_tokens_and_ngrams_of_up_to_three():
     assert set(present.data) == {1}
 
 
+def test_what_is_heard_of_a_feature_is_the_mean_over_where_it_is():
+    dataset = rows(np.eye(2)[np.arange(20) % 2])
+    _, near = features(dataset, LinearPart(VOCABULARY, 50, 2, ends=1.5))
+    for row, (start, end) in enumerate(_spans(dataset)):
+        here = torch.arange(end - start)
+        of_token = heard(here, here.flip(0), 1.5).numpy()
+        for token in np.unique(dataset.ids[start:end]):
+            mean = of_token[dataset.ids[start:end] == token].mean()
+            assert near[row, token] == pytest.approx(mean, rel=1e-6)
+
+
 def test_a_few_tokens_at_once_are_found_as_all_together(monkeypatch):
     dataset = rows(np.eye(2)[np.arange(20) % 2])
     part = LinearPart(VOCABULARY, 50, 2)
     hashes = most_telling(dataset)
     part.own(hashes)
-    whole = presence(dataset, part)
+    whole = features(dataset, part)
     monkeypatch.setattr("training.linear.AT_ONCE", 7)
     assert most_telling(dataset).tolist() == hashes.tolist()
-    assert (presence(dataset, part) != whole).nnz == 0
+    for found, expected in zip(features(dataset, part), whole, strict=True):
+        assert (found != expected).nnz == 0
 
 
 def test_rows_go_to_the_ngrams_that_tell_most():
@@ -152,7 +163,7 @@ def test_a_word_may_mean_something_else_in_each_domain():
 def test_what_it_learns_of_domains_is_what_the_library_does_over_features_twice():
     dataset, domains = of_two_domains()
     linear = LinearClassifier.fit(dataset, config(2, domains=2), 1.0, domains)
-    present = presence(dataset, linear.part)
+    present, _ = features(dataset, linear.part)
     values = normalize(present.multiply(telling(present, dataset.targets)).tocsr()).toarray()
     twice = np.concatenate([values, *(OWN * one[:, None] * values for one in domains.T)], axis=1)
     library = LogisticRegression(solver="newton-cg", tol=1e-9)

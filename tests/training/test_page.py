@@ -143,10 +143,11 @@ def test_the_card_says_which_source_is_of_which_domain(bundle):
         Source(name=name, language="pt", rows=3, license="mine", domain=domain)
         for name, domain in (("a", "reviews"), ("b", ""))
     ]
-    config = bundle.manifest.config.model_copy(update={"domains": 2, "ngrams": 64})
+    config = bundle.manifest.config.model_copy(update={"domains": 2, "ngrams": 64, "ends": 1.5})
     about = bundle.manifest.model_copy(update={"sources": sources, "config": config})
     card = model_card(about, {}, 10, []).decode()
-    assert "64 rows of n-grams, with weights for each of 2 domains, 10 parameters" in card
+    linear = "64 rows of n-grams, with weights for each of 2 domains, a text's last token counting"
+    assert f"{linear} 2.5 times, 10 parameters" in card
     assert "| a | pt | reviews | 3 | mine |" in card
     assert "| b | pt | – | 3 | mine |" in card
 
