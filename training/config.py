@@ -204,9 +204,11 @@ class RunConfig(BaseModel):
     def fingerprint(self) -> str:
         """Identifies the run: a checkpoint goes on only under the configuration that made it.
 
-        The order of keys says nothing: TOML writes tables last.
+        The order of keys says nothing: TOML writes tables last. Nor does what the bundle is called
+        and allowed for.
         """
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        trained = self.model_dump(mode="json", exclude={"name", "version", "license"})
+        content = json.dumps(trained, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -147,13 +147,15 @@ def test_refuses_a_base_that_is_none(tmp_path: Path, content: str, said: str):
     assert said in str(caught.value)
 
 
-def test_every_setting_is_part_of_what_identifies_a_run(tmp_path: Path):
+def test_what_trains_identifies_a_run_and_not_what_the_bundle_is_called(tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text(SOURCE)
     plain = load_config(path, {}).fingerprint
     assert plain == load_config(path, {}).fingerprint
     assert plain != load_config(path, {"train.seed": 1}).fingerprint
     assert plain != load_config(path, {"network.layers": 3}).fingerprint
+    called = {"name": "another", "version": "2", "license": "MIT"}
+    assert plain == load_config(path, called).fingerprint
 
 
 RUNS = sorted(
