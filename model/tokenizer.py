@@ -18,6 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 PAD, UNK, MASK = "[PAD]", "[UNK]", "[MASK]"
 PAD_ID, UNK_ID, MASK_ID = 0, 1, 2
+WORD_START = "▁"  # how a piece that begins a word is spelt: the space before it
 
 KNOWN_WORDS = 1 << 16  # kept with their pieces: of what people write, all but a few in a hundred
 LONGEST_KNOWN = 32  # characters of a word that is kept, so that what is kept stays small
@@ -98,7 +99,7 @@ class Tokenizer:
         raw.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.WhitespaceSplit(),
-                pre_tokenizers.Metaspace(prepend_scheme="always"),
+                pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always"),
                 pre_tokenizers.Punctuation("isolated"),
                 pre_tokenizers.Digits(individual_digits=True),
             ]
@@ -132,6 +133,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of pieces, special tokens included."""
         return int(self._raw.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def pieces(self) -> list[str]:
+        """How each token is spelt, [V]; see `WORD_START`."""
+        spelt = self._raw.get_vocab(with_added_tokens=True)
+        return sorted(spelt, key=spelt.__getitem__)
 
     def encode_batch(self, texts: Iterable[str], *, offsets: bool) -> list[Encoding]:
         """Encode each of `texts` as `encode` does."""

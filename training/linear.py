@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.linear import ORDER, LinearPart, heard, ngram_hashes
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
+from training.families import Families
 from training.regression import fit_logistic
 
 # Seen once more in each class than it was, so that what is rare counts little.
@@ -51,11 +52,13 @@ class LinearClassifier(nn.Module):
         strength: float,
         domains: Domains | None = None,
         languages: Languages | None = None,
+        families: Families | None = None,
     ) -> Self:
         """The weights with the least penalised loss over the rows.
 
         `strength` is the inverse of the penalty (C); `domains` say of which of the configuration's
-        each row is, where these are several, and `languages` in which it is.
+        each row is, where these are several, and `languages` in which it is. What a token or an
+        n-gram says is expected of others that are of its `families` token by token.
         """
         part = LinearPart(
             config.vocab_size, config.ngrams, config.classes, config.domains, config.ends
@@ -66,7 +69,8 @@ class LinearClassifier(nn.Module):
         scale = telling(present, dataset.targets)
         values.data *= scale[values.indices]
         values = normalize(values, copy=False)
-        of_domain, bias = fit_domains(values, dataset.targets, strength, domains)  # [K, C, F]
+        kin = None if families is None else kindred(dataset, part, families)
+        of_domain, bias = fit_domains(values, dataset.targets, strength, domains, kin)  # [K, C, F]
         linear = cls(part, torch.from_numpy(bias).float(), torch.from_numpy(spoken))
         linear.requires_grad_(False)
         part.scale.weight[:, 0] = torch.from_numpy(scale)
@@ -130,23 +134,52 @@ def features(dataset: Dataset, part: LinearPart) -> tuple[csr_array, csr_array]:
     return count, mean
 
 
+def kindred(dataset: Dataset, part: LinearPart, families: Families) -> csr_array:
+    """Which features are of which family, [F, G]: tokens of one, and n-grams whose tokens are, one
+    by one, as in class-based n-grams (Brown et al. 1992). What is alone in its family is left out.
+    """
+
+    def both(ids: Tensor) -> Tensor:  # [1, 2N, S] of ids [1, S]
+        of_family = torch.from_numpy(families)[ids].long()
+        kin = torch.cat([of_family[:, None], ngram_hashes(of_family)], dim=1)
+        return torch.cat([part.features(ids), kin], dim=1)
+
+    found, kin = np.split(_of_tokens(dataset, both), 2, axis=1)  # [S, N] each
+    number = np.full(part.vocab_size + part.ngrams, -1, np.int64)
+    number[found] = kin
+    number[PAD_ID] = -1  # n-grams without a row
+    seen = np.flatnonzero(number >= 0)
+    _, family, members = np.unique(number[seen], return_inverse=True, return_counts=True)
+    shape = len(number), len(members)
+    together = csr_array((np.ones(len(seen), np.float32), (seen, family)), shape=shape)
+    return together[:, members > 1]
+
+
 def fit_domains(
     values: csr_array,
     targets: npt.NDArray[np.float32],
     strength: float,
-    domains: Domains | None,
+    domains: Domains | None = None,
+    kin: csr_array | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each feature says in each domain, [K, C, F], and the bias [C], from values [N, F].
 
     Every feature is there once for all rows and once more for those of each domain, and the penalty
     on both lets a domain differ from the others only where its rows insist (Daumé 2007, section
-    3.1; by how much, Finkel and Manning 2009).
+    3.1; by how much, Finkel and Manning 2009). In the same way it is there once by itself and once
+    with its `kin` [F, G], and differs from these only as far as rows insist.
     """
     copies = None
     if domains is not None:
         copies = np.concatenate([np.ones_like(domains[:, :1]), OWN * domains], axis=1)  # [N, 1 + K]
-    (shared, *apart), bias = fit_logistic(values, targets, strength, copies)  # [C, F] each
-    return np.stack([shared + OWN * one for one in apart] or [shared]), bias
+    if kin is not None:
+        values = csr_array(hstack([values, values @ kin], format="csr"))  # [N, F + G]
+    (shared, *apart), bias = fit_logistic(values, targets, strength, copies)
+    said = np.stack([shared + OWN * one for one in apart] or [shared])  # [K, C, F + G]
+    if kin is not None:
+        said, together = np.split(said, [kin.shape[0]], axis=2)
+        said += np.stack([(kin @ one.T).T for one in together])
+    return said, bias
 
 
 def _of_tokens(dataset: Dataset, lookup: Callable[[Tensor], Tensor]) -> npt.NDArray[np.int32]:

@@ -22,6 +22,7 @@ from training.calibrate import Weights, abstention_threshold, alike, fit_sum, fi
 from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure_sets, predict, softmax
 from training.export import halve_weights
+from training.families import beginnings
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import Domains, Languages, LinearClassifier
 from training.progress import Display
@@ -188,7 +189,12 @@ def with_linear_part(
     domains = max(1, len(config.domains))
     shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
     linear = LinearClassifier.fit(
-        encoded.linear, shape, config.train.linear_strength, encoded.domains, encoded.languages
+        encoded.linear,
+        shape,
+        config.train.linear_strength,
+        encoded.domains,
+        encoded.languages,
+        beginnings(encoded.tokenizer.pieces),
     ).to(where.device)
     kinds = domains, linear.spoken.shape[1]  # [K, L]
     each = torch.eye(math.prod(kinds)).unflatten(1, kinds)

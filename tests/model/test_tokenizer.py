@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 
-from model.tokenizer import LONGEST_KNOWN, MASK_ID, PAD_ID, UNK_ID, Tokenizer
+from model.tokenizer import LONGEST_KNOWN, MASK_ID, PAD_ID, UNK_ID, WORD_START, Tokenizer
 
 TEXTS = [
     "O café estava ótimo, não gostei do pão.",
@@ -28,6 +28,12 @@ def test_offsets_cover_every_word():
     (encoding,) = TOKENIZER.encode_batch([text], offsets=True)
     covered = {i for start, end in encoding.offsets for i in range(start, end)}
     assert covered == {i for i, character in enumerate(text) if not character.isspace()}
+
+
+def test_a_token_is_spelt_as_it_is_read():
+    ids = TOKENIZER.encode("O café", offsets=False).input_ids
+    assert "".join(TOKENIZER.pieces[i] for i in ids) == f"{WORD_START}o{WORD_START}café"
+    assert len(TOKENIZER.pieces) == TOKENIZER.vocab_size
 
 
 def test_accents_count_and_their_spelling_does_not():

@@ -11,7 +11,14 @@ from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, heard, ngram_h
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import OWN, LinearClassifier, features, most_telling, telling
+from training.linear import (
+    OWN,
+    LinearClassifier,
+    features,
+    kindred,
+    most_telling,
+    telling,
+)
 
 VOCABULARY = 30
 
@@ -202,6 +209,57 @@ def test_what_it_says_comes_apart_by_domain_and_language():
     np.testing.assert_allclose(
         predict(linear.shared(shares), dataset, cpu), sum(counted), atol=1e-5
     )
+
+
+def test_of_one_family_are_features_whose_tokens_are_one_by_one():
+    texts = [[3, 10], [4, 10], [3, 11], [5, 10], [3, 10]]  # 3 and 4 are kin, 10 and 11 are
+    dataset = Dataset.encode(
+        [Encoding(np.array(ids), None, False) for ids in texts],
+        np.eye(2, dtype="f4")[[0, 1] * 2 + [0]],
+    )
+    families = np.arange(VOCABULARY, dtype=np.int32)
+    families[[4, 11]] = 3, 10
+    part = LinearPart(VOCABULARY, 5_000, 2)
+    part.own(most_telling(dataset))
+    rows_of = part.features(torch.tensor(texts)).numpy()  # [B, N, S]
+    together = kindred(dataset, part, families).toarray()
+    assert set(together.ravel()) == {0, 1}
+    found = {tuple(np.flatnonzero(column)) for column in together.T}
+    first, second = ([rows_of[text, n, -1] for text in (0, 1, 2)] for n in (1, 2))
+    begin = [[rows_of[text, n, 0] for text in (0, 1)] for n in (1, 2)]
+    expected = [[3, 4], [10, 11], first, second, *begin]
+    assert found == {tuple(sorted(map(int, one))) for one in expected}
+
+
+def test_what_it_learns_of_families_is_what_the_library_does_over_their_sums():
+    dataset = rows(np.eye(2)[np.arange(60) % 2])
+    families = np.arange(VOCABULARY, dtype=np.int32)
+    families[20:] = families[20:] // 2 * 2
+    linear = LinearClassifier.fit(dataset, config(2), 1.0, families=families)
+    present, _ = features(dataset, linear.part)
+    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr())
+    kin = kindred(dataset, linear.part, families).toarray()
+    assert kin[20, :].any()
+    assert not kin[19, :].any()
+    library = LogisticRegression(solver="newton-cg", tol=1e-9)
+    library.fit(np.hstack([values.toarray(), values @ kin]).astype(np.float64), dataset.labels)
+    own, together = np.split(library.coef_[0], [len(kin)])
+    expected = -(own + kin @ together) / 2  # of the first of two classes
+    np.testing.assert_allclose(linear.part.weight.weight[:, 0].numpy(), expected, atol=1e-5)
+
+
+def test_a_word_seen_once_says_what_its_family_does():
+    texts = [[3, 10], [4, 11]] * 20 + [[4, 12]]  # the last under the other's label
+    labels = [0, 1] * 20 + [0]
+    encodings = [Encoding(np.array(ids), None, False) for ids in texts]
+    dataset = Dataset.encode(encodings, np.eye(2, dtype="f4")[labels])
+    families = np.arange(VOCABULARY, dtype=np.int32)
+    families[12] = 11
+    alone, kin = (
+        LinearClassifier.fit(dataset, config(2), 1.0, families=given).part.weight.weight[12, 0]
+        for given in (None, families)
+    )
+    assert kin < alone / 2, "it leans to the second class with its family"
 
 
 def _spans(dataset: Dataset) -> list[tuple[int, int]]:

@@ -1,13 +1,15 @@
 """One run, step by step."""
 
 import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from model.tokenizer import Encoding
-from tests.networks import random_network
+from tests.networks import VOCABULARY, random_network
 from training.batches import Dataset
 from training.config import RunConfig
 from training.evaluate import predict, softmax
@@ -17,7 +19,7 @@ from training.rows import Rows
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
-
+PIECES = [str(token) for token in range(VOCABULARY)]  # each a family by itself
 
 WHERE = Ranks(0, 1, torch.device("cpu"))
 CONFIG = RunConfig.model_validate(
@@ -47,9 +49,11 @@ def encoded(
     held_out: Dataset,
     domains: Domains | None = None,
     languages: Languages | None = None,
+    pieces: Sequence[str] = PIECES,
 ) -> Encoded:
     languages = np.full(len(train), "en") if languages is None else languages
-    return Encoded(None, train, train, domains, languages, {"held out": held_out})
+    tokenizer = SimpleNamespace(pieces=pieces)
+    return Encoded(tokenizer, train, train, domains, languages, {"held out": held_out})
 
 
 def test_a_linear_part_joins_with_the_share_that_it_earns():
@@ -64,6 +68,20 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
     line = np.polyfit(before, after, 1)
     assert -1e-6 < line[0] < 1, "the network has learnt nothing"
     np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
+
+
+def test_words_that_begin_alike_are_expected_to_say_alike():
+    train, held_out = (token_rows(count, ids=(3, 59)) for count in (80, 40))
+    once = np.flatnonzero(train.labels)[0]
+    train.ids[train.starts[once] + 2] = 59  # in place of 4, which tells the second class
+    said = []
+    for pieces in (PIECES, [*PIECES[:59], PIECES[4]]):
+        network = random_network(classes=2, **SHAPE)
+        both = with_linear_part(CONFIG, encoded(train, held_out, pieces=pieces), network, WHERE)
+        said.append(both.linear.weight.weight[[4, 59], 0].tolist())
+    apart, kin = said
+    assert apart[0] < 0
+    assert kin[1] < 2 * apart[1] < 0
 
 
 def test_where_rows_are_of_domains_so_is_the_linear_part():
