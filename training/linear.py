@@ -159,8 +159,8 @@ def fit_domains(
     values: csr_array,
     targets: npt.NDArray[np.float32],
     strength: float,
-    domains: Domains | None = None,
-    kin: csr_array | None = None,
+    domains: Domains | None,
+    kin: csr_array | None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each feature says in each domain, [K, C, F], and the bias [C], from values [N, F].
 

@@ -11,14 +11,7 @@ from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, heard, ngram_h
 from model.tokenizer import Encoding
 from training.batches import Dataset
 from training.evaluate import predict
-from training.linear import (
-    OWN,
-    LinearClassifier,
-    features,
-    kindred,
-    most_telling,
-    telling,
-)
+from training.linear import OWN, LinearClassifier, features, kindred, most_telling, telling
 
 VOCABULARY = 30
 
