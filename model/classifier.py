@@ -82,13 +82,19 @@ class TextClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C] of input_ids [B, S]; attention_mask [B, S] is 1 on text, 0 on padding."""
         mask = attention_mask.bool()[:, None, None, :]  # [B, 1, 1, S]
-        states, _ = self.encoder(self._embed(input_ids), mask, self._rotary(input_ids))
+        states = self.states(input_ids, attention_mask)
         query = self.query.expand(input_ids.size(0), -1, -1)
         pooled, _ = self.pooling(query, states, mask, need_weights=False)  # [B, 1, d]
         logits: Tensor = self.head(pooled[:, 0])
         if self.linear is not None:
             logits = logits + self.linear(input_ids, attention_mask).sum(dim=1)
         return logits
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Each token in its context, [B, S, d]."""
+        mask = attention_mask.bool()[:, None, None, :]
+        states, _ = self.encoder(self._embed(input_ids), mask, self._rotary(input_ids))
+        return states
 
     def explain(self, input_ids: Tensor, attention_mask: Tensor) -> Explanation:
         """Logits and everything that led to them, from the same weights as `forward`."""

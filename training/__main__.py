@@ -8,7 +8,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -24,11 +24,15 @@ from training.export import ExportError
 from training.formats import DataError
 from training.page import page
 from training.pipeline import encode, fit
+from training.pretrain import pretrain
 from training.progress import Display
 from training.recalibration import recalibrate
 from training.rows import Rows
 from training.sources import SourceConfig, read_rows
-from training.train import ranks
+from training.train import Ranks, ranks
+
+if TYPE_CHECKING:
+    from training.tensorboard import Board
 
 REFUSALS = (
     BundleError,
@@ -58,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="realce-train", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_pretrain(commands)
     _add_evaluate(commands)
     _add_calibrate(commands)
     _add_check(commands)
@@ -82,14 +87,28 @@ def _add_fit(commands: Any) -> None:
         type=Path,
         help="run folder of an earlier stage, or a bundle, to begin with the weights of",
     )
-    command.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"
-    )
+    _add_tensorboard(command)
     command.add_argument(
         "--results", type=Path, metavar="CSV", help="table of runs to add this one's figures to"
     )
     command.add_argument("--json", action="store_true", help="print the manifest when done")
     command.set_defaults(run=_fit)
+
+
+def _add_pretrain(commands: Any) -> None:
+    command = commands.add_parser(
+        "pretrain",
+        help="learn from texts alone what stands where, before `fit`",
+        description="Let the layers learn, from the texts of all sources and from unlabelled ones, "
+        "to tell which words were replaced by others. `realce-train fit --start-from RUN` begins "
+        "with what they know. Run it again after an interruption and it goes on where it stopped.",
+    )
+    _add_run(command)
+    command.add_argument(
+        "--run-dir", type=Path, help="folder of the run (default: runs/NAME-pretrained)"
+    )
+    _add_tensorboard(command)
+    command.set_defaults(run=_pretrain)
 
 
 def _add_tune(commands: Any) -> None:
@@ -146,6 +165,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, help="CPU threads of each process")
     command.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_tensorboard(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="folder to write TensorBoard's files into"
+    )
 
 
 def _add_columns(command: argparse.ArgumentParser) -> None:
@@ -251,15 +276,9 @@ def _fit(options: argparse.Namespace) -> int:
     run = options.run_dir or Path("runs") / config.name
     if options.results is not None:
         results.check(options.results)
-    with ranks(device) as where, contextlib.ExitStack() as stack:
-        display = Display(quiet=options.quiet or not where.first)
-        board = None
-        if options.tensorboard is not None and where.first:
-            with _extra("tensorboard"):
-                from training.tensorboard import Board
-            board = stack.enter_context(Board(options.tensorboard))
-        watch = None if board is None else board.watch
+    with _process(options, device) as (where, display, board):
         paths = options.data_dir, run, options.out
+        watch = None if board is None else board.watch
         bundle = fit(config, *paths, where, display, options.start_from, watch)
         if bundle is not None and board is not None:
             board.test(bundle.manifest.metrics)
@@ -268,6 +287,29 @@ def _fit(options: argparse.Namespace) -> int:
     if bundle is not None and options.json:
         Console().out(bundle.manifest.model_dump_json(indent=2), highlight=False)
     return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    config, device = _config(options), _device(options)
+    run = options.run_dir or Path("runs") / f"{config.name}-pretrained"
+    with _process(options, device) as (where, display, board):
+        watch = None if board is None else board.watch
+        pretrain(config, options.data_dir, run, where, display, watch)
+    return 0
+
+
+@contextlib.contextmanager
+def _process(
+    options: argparse.Namespace, device: str
+) -> Iterator[tuple[Ranks, Display, "Board | None"]]:
+    """This process of a run, what it speaks through and, if asked for, its TensorBoard."""
+    with ranks(device) as where, contextlib.ExitStack() as stack:
+        board = None
+        if options.tensorboard is not None and where.first:
+            with _extra("tensorboard"):
+                from training.tensorboard import Board
+            board = stack.enter_context(Board(options.tensorboard))
+        yield where, Display(quiet=options.quiet or not where.first), board
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -66,6 +66,9 @@ class TrainConfig(BaseModel):
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     token_dropout: float = Field(0.1, ge=0, lt=1, description="Share of tokens masked in a step.")
+    replaced_tokens: float = Field(
+        0.2, gt=0, lt=1, description="Share of tokens drawn anew in a step of pretraining."
+    )
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Averaged weights; 0 turns it off.")
     evaluations_per_epoch: int = Field(1, ge=1)
     patience: int = Field(4, ge=1, description="Evaluations without a better one before the end.")

@@ -5,26 +5,27 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, read_bundle, sha256
 from model.classifier import TextClassifier
-from model.tokenizer import Tokenizer
 from training.batches import Dataset
 from training.config import ConfigError
 from training.export import exported_weights
 from training.train import BEST
 from training.vectors import token_vectors
 
+# Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
+OWN = ("linear.", "detector.")
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """What the run folder of an earlier stage, or a bundle, gives a run to begin with.
 
-    `weights` by name, of a run folder the best so far, of a bundle all but its linear part, which
-    is fitted to the rows at hand; `identity` tells one start from another.
+    `weights` by name, of a run folder the best so far, but for what a run has of its own (`OWN`);
+    `identity` tells one start from another.
     """
 
     path: Path
@@ -41,11 +42,11 @@ class Start:
             if is_bundle:
                 bundle = read_bundle(place)
                 found = exported_weights(bundle.graph)
-                weights = {name: of for name, of in found.items() if not name.startswith("linear.")}
                 identity = bundle.manifest.files[GRAPH]
             else:
-                weights = torch.load(path, map_location="cpu", weights_only=True)
+                found = torch.load(path, map_location="cpu", weights_only=True)
                 identity = sha256(path.read_bytes())
+            weights = {name: of for name, of in found.items() if not name.startswith(OWN)}
             return cls(path, (place / TOKENIZER).read_bytes(), weights, identity[:16])
         except (OSError, RuntimeError, EOFError, UnpicklingError, BundleError) as error:
             raise ConfigError(f"{path}: no weights to begin with: {error}") from error
@@ -82,18 +83,8 @@ def drawn_back(network: TextClassifier, start: Start, share: float) -> None:
                 weight.lerp_(before[name].to(weight.device), share)
 
 
-def begin_with_vectors(
-    network: TextClassifier,
-    train: Dataset,
-    unlabelled: list[str],
-    tokenizer: Tokenizer,
-    seed: int,
-) -> None:
+def begin_with_vectors(network: TextClassifier, texts: Dataset, seed: int) -> None:
     """Give the embedding what co-occurrence knows; tokens that it does not know stay as drawn."""
-    encodings = tokenizer.encode_batch(unlabelled, offsets=False)
-    more = Dataset.encode(encodings, np.zeros((len(unlabelled), network.config.classes), "f4"))
-    vectors, known = token_vectors(
-        train.joined(more), network.config.vocab_size, network.config.d_model, seed
-    )
+    vectors, known = token_vectors(texts, network.config.vocab_size, network.config.d_model, seed)
     with torch.no_grad():
         network.embedding.weight[torch.from_numpy(known)] = torch.from_numpy(vectors[known])

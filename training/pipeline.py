@@ -25,6 +25,7 @@ from training.export import halve_weights
 from training.families import beginnings
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.linear import Domains, Languages, LinearClassifier
+from training.objectives import Classification
 from training.progress import Display
 from training.release import release
 from training.rows import Rows, concatenate
@@ -91,8 +92,10 @@ def fit(
         (run / TOKENIZER).write_bytes(start.tokenizer)
     splits = prepare(config, base, display)
     encoded = encode_splits(config, splits, run, where)
+    network = untrained(config, splits, encoded)
     alone = start is None and where.first and not Trainer.begun(run)
-    network = untrained(config, splits, encoded, vectors=alone)
+    if config.train.token_vectors and alone:
+        begin_with_vectors(network, corpus(splits, encoded), config.train.seed)
     identity = config.fingerprint
     if start is not None:
         begin_with(network, start)
@@ -128,26 +131,23 @@ def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) ->
     )
 
 
-def untrained(
-    config: RunConfig, splits: Splits, encoded: Encoded, *, vectors: bool = True
-) -> TextClassifier:
-    """The network as its seed draws it, its linear part to come; with token vectors if the run is
-    to have them.
+def corpus(splits: Splits, encoded: Encoded) -> Dataset:
+    """The rows to train on, then the unlabelled texts, with no share of any class."""
+    texts = splits.unlabelled
+    nothing = np.zeros((len(texts), len(splits.labels)), dtype=np.float32)
+    more = Dataset.encode(encoded.tokenizer.encode_batch(texts, offsets=False), nothing)
+    return encoded.train.joined(more)
 
-    `vectors=False` leaves these out, where other weights come in their place anyhow.
-    """
+
+def untrained(config: RunConfig, splits: Splits, encoded: Encoded) -> TextClassifier:
+    """The network as its seed draws it, its linear part to come."""
     network_config = ModelConfig(
         vocab_size=encoded.tokenizer.vocab_size,
         classes=len(splits.labels),
         **config.network.model_dump() | {"ngrams": 0},
     )
     torch.manual_seed(config.train.seed)
-    network = TextClassifier(network_config)
-    if config.train.token_vectors and vectors:
-        begin_with_vectors(
-            network, encoded.train, splits.unlabelled, encoded.tokenizer, config.train.seed
-        )
-    return network
+    return TextClassifier(network_config)
 
 
 def trainer(
@@ -171,8 +171,11 @@ def trainer(
         rank=where.rank,
         world_size=where.world_size,
     )
+    objective = Classification(
+        encoded.validation, config.train.token_dropout, config.train.label_smoothing
+    )
     fingerprint = f"{identity}-{len(encoded.train)}"
-    return Trainer(network, batches, encoded.validation, config.train, fingerprint, run, where)
+    return Trainer(network, batches, objective, config.train, fingerprint, run, where)
 
 
 def with_linear_part(

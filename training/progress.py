@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 
 from training.batches import TrainingBatch
+from training.objectives import Outcome
 
 
 class Meter:
@@ -30,12 +30,12 @@ class Meter:
         self.loss_sum, self.correct, self.seen, self.texts, self.steps = 0.0, 0, 0, 0, 0
         self.since_s = time.monotonic()
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: TrainingBatch) -> None:
+    def add(self, outcome: Outcome, batch: TrainingBatch) -> None:
         """Count one step."""
         share = len(batch.targets) / batch.rows
-        self.loss_sum += float(loss) / max(share, 1e-9)
-        self.correct += int((logits.argmax(1) == batch.targets.argmax(1)).sum())
-        self.seen += len(batch.targets)
+        self.loss_sum += float(outcome.loss.detach()) / max(share, 1e-9)
+        self.correct += int(outcome.right)
+        self.seen += outcome.seen
         self.texts += batch.rows
         self.steps += 1
 

@@ -197,8 +197,8 @@ def read_rows(
 
 def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
     """Texts and their translations out of two files with as many rows. Raises `DataError`."""
-    columns = [  # of which no label is asked: the text stands in for it
-        [text for _, text, *_ in _records(SourceConfig(name=file, path=file, label="text"), base)]
+    columns = [
+        [text for _, text, *_ in _unasked(SourceConfig(name=file, path=file), base)]
         for file in files
     ]
     one, other = map(len, columns)
@@ -209,8 +209,8 @@ def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
 
 
 def read_texts(source: SourceConfig, base: Path) -> list[str]:
-    """The texts of a source, each once, whatever its label column says."""
-    texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _records(source, base))
+    """The texts of a source, each once; of labels, if it has any, nothing is asked."""
+    texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _unasked(source, base))
     texts.pop("", None)
     return [text for text in texts if _matches(source, text)][: source.limit]
 
@@ -274,6 +274,11 @@ def _pieces(source: SourceConfig, raw: str, text: str, marked: Any) -> list[str]
     if source.passages is not None:
         return [_tidied(source, passage) for passage in _passages(raw, marked)]
     return sentences(text) if source.unit == "sentences" else [text]
+
+
+def _unasked(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, Any]]:
+    """`_records` of a source whose labels do not matter: the text stands in for them."""
+    return _records(source.model_copy(update={"label": source.text}), base)
 
 
 def _records(source: SourceConfig, base: Path) -> Iterator[tuple[str, str, Any, Any]]:

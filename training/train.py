@@ -14,11 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.classifier import TextClassifier
-from training.batches import Dataset, TrainingBatch, TrainingBatches
+from training.batches import TrainingBatch, TrainingBatches
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
-from training.evaluate import predict
-from training.objectives import classification_loss, drop_tokens
+from training.objectives import Objective
 from training.optimizers import Optimizers
 from training.progress import Display, Meter
 
@@ -91,13 +90,13 @@ class Trainer:
         self,
         network: TextClassifier,
         batches: TrainingBatches,
-        validation: dict[str, Dataset],
+        objective: Objective,
         config: TrainConfig,
         fingerprint: str,
         run: Path,
         where: Ranks,
     ) -> None:
-        self.config, self.batches, self.validation = config, batches, validation
+        self.config, self.batches, self.objective = config, batches, objective
         self.fingerprint, self.run, self.where = fingerprint, run, where
         self.network = network.to(where.device)
         self.wrapped: nn.Module = self.network
@@ -179,19 +178,15 @@ class Trainer:
         self.wrapped.train()
         self.optimizers.zero_grad()
         batch = batch.to(self.where.device)
-        input_ids = drop_tokens(batch.input_ids, batch.attention_mask, config.token_dropout)
         with self.autocast:
-            logits = self.wrapped(input_ids, batch.attention_mask)
-        loss = classification_loss(
-            logits.float(), batch.targets, batch.rows, config.label_smoothing
-        )
+            outcome = self.objective.outcome(self.wrapped, batch)
         # DistributedDataParallel takes the mean over ranks; the loss is a sum over them.
-        (loss * self.where.world_size).backward()
+        (outcome.loss * self.where.world_size).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         self.optimizers.step(learning_rate(progress.step, steps, config))
         if config.ema_decay:
             self.average.update_parameters(self.network)
-        meter.add(loss.detach(), logits.detach(), batch)
+        meter.add(outcome, batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
 
     def _evaluate(self, steps: int, meter: Meter, display: Display) -> None:
@@ -203,10 +198,7 @@ class Trainer:
             "learning_rate": learning_rate(progress.step, steps, self.config),
             **meter.take(),
         }
-        scores = {}
-        for name, dataset in self.validation.items():
-            logits = predict(candidate, dataset, self.where.device)
-            scores[name] = float((logits.argmax(1) == dataset.labels).mean())
+        scores = self.objective.scores(candidate, self.where.device)
         score = sum(scores.values()) / len(scores)
         better = score > progress.best_score
         if better:

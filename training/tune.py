@@ -10,7 +10,8 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from training.config import ConfigError, RunConfig, overlaid
-from training.pipeline import Encoded, encode_splits, trainer, untrained
+from training.initial import begin_with_vectors
+from training.pipeline import Encoded, corpus, encode_splits, trainer, untrained
 from training.progress import Display
 from training.search import Knobs, Search
 from training.splits import Splits, prepare
@@ -61,7 +62,7 @@ class Runs:
         of the same config. One that was cut short goes on from its checkpoint."""
         config = overlaid(self.config, knobs)
         encoded, weights = self._begin(config)
-        network = untrained(config, self.splits, encoded, vectors=False)
+        network = untrained(config, self.splits, encoded)
         network.load_state_dict(weights)
         identity = config.fingerprint
         folder = self.run / "trial" / identity
@@ -80,8 +81,10 @@ class Runs:
             folder = self.run / f"vocabulary-{size}"
             folder.mkdir(parents=True, exist_ok=True)
             encoded = encode_splits(config, self.splits, folder, self.where)
-            weights = untrained(config, self.splits, encoded).state_dict()
-            self._begun[size] = encoded, deepcopy(weights)
+            network = untrained(config, self.splits, encoded)
+            if config.train.token_vectors:
+                begin_with_vectors(network, corpus(self.splits, encoded), config.train.seed)
+            self._begun[size] = encoded, deepcopy(network.state_dict())
         return self._begun[size]
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from training.formats import DataError
 from training.rows import row_key
-from training.sources import SourceConfig, read_keys, read_rows
+from training.sources import SourceConfig, read_keys, read_rows, read_texts
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [("Adorei, é ótimo", "good"), ('He said "no",\nthen left', "bad"), ("ok", "good")]
@@ -45,6 +45,19 @@ def write(path: Path) -> Path:
 
 def read(path: Path, classes: tuple[str, ...] | None = None, **fields):
     return read_rows(SourceConfig(name="s", path=str(path), **fields), classes, Path())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("texts.csv", "text\nfine\nworse\nfine\n"),
+        ("texts.csv", "text,label\nfine,\nworse,?\n"),
+        ("texts.jsonl", '{"text": "fine", "label": null}\n{"text": "worse"}\n'),
+    ],
+)
+def test_of_texts_alone_no_label_is_asked(name, content, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_texts(SourceConfig(name="texts", path=name), tmp_path) == ["fine", "worse"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])

@@ -1,0 +1,67 @@
+"""What a network learns from texts before it sees a label."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model.bundle import TOKENIZER
+from training.batches import TrainingBatches
+from training.config import ConfigError, RunConfig
+from training.detector import Detector
+from training.initial import begin_with_vectors
+from training.objectives import Detection
+from training.pipeline import corpus, encode_splits, untrained
+from training.progress import Display
+from training.replacement import Replacer
+from training.splits import prepare
+from training.train import BEST, Ranks, Trainer, Watch
+
+
+def pretrain(
+    config: RunConfig,
+    base: Path,
+    run: Path,
+    where: Ranks,
+    display: Display,
+    watch: Watch | None = None,
+) -> None:
+    """Teach the layers to tell which tokens of a text were replaced; `fit` can start from `run`.
+
+    The texts are those of the sources, each source's `epochs` times, and the unlabelled ones once a
+    pass. Labels and stages say nothing here; no held-out text is read but to see how good it gets.
+    Raises `ConfigError` where nothing would be learnt.
+    """
+    if config.train.epochs == 0:
+        raise ConfigError("train.epochs=0 trains nothing")
+    run.mkdir(parents=True, exist_ok=True)
+    splits = prepare(config, base, display)
+    encoded = encode_splits(config, splits, run, where)
+    texts = corpus(splits, encoded)
+    network = Detector(untrained(config, splits, encoded).config)
+    if config.train.token_vectors and where.first and not Trainer.begun(run):
+        begin_with_vectors(network, texts, config.train.seed)
+    display.say(
+        f"{len(texts):,} texts and {texts.lengths.sum():,} tokens to learn from, "
+        f"{where.world_size} process(es) on {where.device}"
+    )
+    unlabelled = np.full(len(splits.unlabelled), len(splits.sources))
+    epochs = [*(source.epochs for source in splits.sources), 1.0]
+    batches = TrainingBatches(
+        dataset=texts,
+        source_of_row=np.concatenate([splits.train.sources, unlabelled]),
+        source_epochs=epochs,
+        source_stages=[1] * len(epochs),
+        max_batch_tokens=config.train.max_batch_tokens,
+        crop_tokens=config.train.crop_tokens,
+        seed=config.train.seed,
+        rank=where.rank,
+        world_size=where.world_size,
+    )
+    objective = Detection(
+        encoded.validation,
+        Replacer(texts, network.config.vocab_size, where.device),
+        config.train.replaced_tokens,
+    )
+    fingerprint = f"pretrain-{config.fingerprint}-{len(texts)}"
+    Trainer(network, batches, objective, config.train, fingerprint, run, where).fit(display, watch)
+    display.say(f"{run / BEST} and {run / TOKENIZER} are what `fit --start-from {run}` begins with")
