@@ -216,8 +216,14 @@ def check_place(path: Path) -> None:
         raise BundleError(f"{path}: name a folder for the bundle")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise BundleError(f"{path}: is no folder; a bundle is not written over it")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path}: holds files, but no bundle; name another folder")
+    if path.is_dir() and any(path.iterdir()):
+        try:
+            files = read_manifest(path)[0].files
+        except BundleError as error:
+            raise BundleError(f"{path}: holds files, but no bundle; name another folder") from error
+        for name in _files(path):
+            if name not in files and name != MANIFEST:
+                raise BundleError(f"{path}: holds {name} beside a bundle; name another folder")
 
 
 def sha256(content: bytes) -> str:

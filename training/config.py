@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -180,6 +181,10 @@ class RunConfig(BaseModel):
                 raise ValueError(
                     f"{one.name}: source={one.source!r} is none of the sources {sorted(names)}"
                 )
+        for key in ("validation", "test"):
+            for name, times in Counter(one.name for one in getattr(self, key)).items():
+                if times > 1:
+                    raise ValueError(f"{key}: name={name!r} is there {times} times")
         for key in ("epochs", "linear"):
             if not any(getattr(source, key) for source in self.sources):
                 raise ValueError(f"sources: {key}=0 in all leaves nothing to learn from")

@@ -87,11 +87,11 @@ def fit(
     start = None if start_from is None else Start.read(start_from)
     if start is None and config.train.epochs == 0:
         raise ConfigError("train.epochs=0 trains nothing; --start-from has to name what is trained")
-    run.mkdir(parents=True, exist_ok=True)
-    if start is not None and where.first and not (run / TOKENIZER).exists():
-        (run / TOKENIZER).write_bytes(start.tokenizer)
+    if out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise ConfigError(f"--run-dir {run}: must not be in the folder of the bundle, {out}")
+    make_run_folder(run)
     splits = prepare(config, base, display)
-    encoded = encode_splits(config, splits, run, where)
+    encoded = encode_splits(config, splits, run, where, given=start.tokenizer if start else None)
     network = untrained(config, splits, encoded)
     alone = start is None and where.first and not Trainer.begun(run)
     if config.train.token_vectors and alone:
@@ -115,9 +115,19 @@ def fit(
     return finish(config, splits, encoded, network, history, out, where, display)
 
 
-def encode_splits(config: RunConfig, splits: Splits, run: Path, where: Ranks) -> Encoded:
-    """Learn the tokenizer, unless `run` keeps it already, and read the rows with it."""
-    tokenizer = _tokenizer(config, splits.train, run, where)
+def make_run_folder(run: Path) -> None:
+    """Raises `ConfigError` where there can be none."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run}: cannot be made: {error.strerror}") from error
+
+
+def encode_splits(
+    config: RunConfig, splits: Splits, run: Path, where: Ranks, given: bytes | None = None
+) -> Encoded:
+    """Learn the tokenizer, unless one is given or the run has begun with one, and read the rows."""
+    tokenizer = _tokenizer(config, splits.train, run, where, given)
     validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
     train = encode(splits.train, tokenizer)
     counted = splits.linear > 0
@@ -174,7 +184,7 @@ def trainer(
     objective = Classification(
         encoded.validation, config.train.token_dropout, config.train.label_smoothing
     )
-    fingerprint = f"{identity}-{len(encoded.train)}"
+    fingerprint = f"{identity}-{splits.digest}"
     return Trainer(network, batches, objective, config.train, fingerprint, run, where)
 
 
@@ -277,16 +287,19 @@ def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
     return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
 
 
-def _tokenizer(config: RunConfig, rows: Rows, run: Path, where: Ranks) -> Tokenizer:
-    """The run's tokenizer, learnt once by the first process and kept in the run folder."""
+def _tokenizer(
+    config: RunConfig, rows: Rows, run: Path, where: Ranks, given: bytes | None
+) -> Tokenizer:
+    """The run's tokenizer, kept in the run folder by the first process."""
     path, max_tokens = run / TOKENIZER, config.network.max_tokens
-    if where.first and not path.exists():
-        tokenizer = Tokenizer.train(
-            _sample(rows, np.random.default_rng(config.train.seed)),
-            vocab_size=config.train.vocab_size,
-            max_tokens=max_tokens,
-        )
-        path.write_bytes(tokenizer.to_json())
+    if where.first and not (path.exists() and Trainer.begun(run)):
+        if given is None:
+            sample = _sample(rows, np.random.default_rng(config.train.seed))
+            learnt = Tokenizer.train(
+                sample, vocab_size=config.train.vocab_size, max_tokens=max_tokens
+            )
+            given = learnt.to_json()
+        path.write_bytes(given)
     if where.world_size > 1:
         dist.barrier()
     return Tokenizer.from_json(path.read_bytes(), max_tokens=max_tokens)

@@ -10,7 +10,7 @@ from training.config import ConfigError, RunConfig
 from training.detector import Detector
 from training.initial import begin_with_vectors
 from training.objectives import Detection
-from training.pipeline import corpus, encode_splits, untrained
+from training.pipeline import corpus, encode_splits, make_run_folder, untrained
 from training.progress import Display
 from training.replacement import Replacer
 from training.splits import prepare
@@ -33,7 +33,7 @@ def pretrain(
     """
     if config.train.epochs == 0:
         raise ConfigError("train.epochs=0 trains nothing")
-    run.mkdir(parents=True, exist_ok=True)
+    make_run_folder(run)
     splits = prepare(config, base, display)
     encoded = encode_splits(config, splits, run, where)
     texts = corpus(splits, encoded)
@@ -62,6 +62,6 @@ def pretrain(
         Replacer(texts, network.config.vocab_size, where.device),
         config.train.replaced_tokens,
     )
-    fingerprint = f"pretrain-{config.fingerprint}-{len(texts)}"
+    fingerprint = f"pretrain-{config.fingerprint}-{splits.digest}"
     Trainer(network, batches, objective, config.train, fingerprint, run, where).fit(display, watch)
     display.say(f"{run / BEST} and {run / TOKENIZER} are what `fit --start-from {run}` begins with")

@@ -209,8 +209,13 @@ def read_aligned(files: tuple[str, str], base: Path) -> list[tuple[str, str]]:
 
 
 def read_texts(source: SourceConfig, base: Path) -> list[str]:
-    """The texts of a source, each once; of labels, if it has any, nothing is asked."""
-    texts = dict.fromkeys(_tidied(source, text) for _, text, *_ in _unasked(source, base))
+    """The texts of a source, each once; of labels nothing is asked, but which are left out."""
+    records = _records(source, base) if source.labels else _unasked(source, base)
+    texts = dict.fromkeys(
+        _tidied(source, text)
+        for _, text, value, _ in records
+        if not source.labels or _shares(source, None, value) is not None
+    )
     texts.pop("", None)
     return [text for text in texts if _matches(source, text)][: source.limit]
 

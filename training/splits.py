@@ -1,7 +1,8 @@
 """Which rows a run trains on, chooses with and is measured with."""
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,16 @@ class Splits:
     test: dict[str, Rows]
     warnings: tuple[str, ...]
 
+    @property
+    def digest(self) -> str:
+        """Tells what a run learns from and chooses with from any other rows, 16 hex digits."""
+        found = hashlib.sha256()
+        for rows in (self.train, *self.validation.values()):
+            found.update("\0".join(rows.texts).encode())
+            found.update(rows.targets.tobytes())
+        found.update("\0".join(self.unlabelled).encode())
+        return found.hexdigest()[:16]
+
 
 def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     """Read, check, filter and split the rows; paths are relative to `base`.
@@ -62,10 +73,14 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         rows, held_out, tested = split(rows, *shares)
         validation = validation or {"validation": held_out}
         test = test or {"test": tested}
-    for name, part in (("train", rows), *validation.items(), *test.items()):
+        if config.exclude_held_out:
+            keys |= {row_key(text) for text in (*held_out.texts, *tested.texts)}
+    sets = [("train", rows), *validation.items(), *test.items()]
+    for name, part in sets:
         if len(part) == 0:
             raise ConfigError(f"{name}: no rows left; give more rows or another share")
-    warnings = tuple(_odd(labels, {"train": rows, **validation, **test}, repeated))
+    _check_classes(config, labels, rows)
+    warnings = tuple(_odd(labels, sets, repeated))
     for warning in warnings:
         display.say(f"warning: {warning}")
     teachers = _Teachers(config, rows, display)
@@ -199,9 +214,22 @@ def _of_domains(
     return domains
 
 
-def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Iterator[str]:
-    """What a trainer should know of the data before trusting what comes of it."""
-    train = sets["train"]
+def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows) -> None:
+    """Of one class alone nothing can be told from another; and of what a linear model learns from
+    there must be two as well."""
+    learnt = np.array([source.linear > 0 for source in config.sources])[rows.sources]
+    found = rows.targets[learnt].any(axis=0)
+    if found.sum() < 2:
+        only = [label for label, there in zip(labels, found, strict=True) if there]
+        raise DataError(f"train: only rows of {only} are left to train on; give more of the others")
+
+
+def _odd(
+    labels: tuple[str, ...], sets: Sequence[tuple[str, Rows]], repeated: float
+) -> Iterator[str]:
+    """What a trainer should know of the data, the rows to train on first, before trusting what
+    comes of it."""
+    _, train = sets[0]
     if len(train) < FEW_ROWS:
         yield (
             f"{len(train):,} rows to train on; a model of fewer than {FEW_ROWS:,} is for trying "
@@ -212,7 +240,7 @@ def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Ite
             f"{repeated:.0%} of the rows repeat another or contradict it and were dropped; is the "
             "same export in there twice?"
         )
-    for name, part in sets.items():
+    for name, part in sets:
         counts = part.targets.sum(axis=0)
         if missing := [label for label, count in zip(labels, counts, strict=True) if not count]:
             yield f"{name} has no row of {missing}"
@@ -222,8 +250,8 @@ def _odd(labels: tuple[str, ...], sets: dict[str, Rows], repeated: float) -> Ite
                 f"{share:.0%} of {name} is {labels[counts.argmax()]!r}: to answer that always "
                 "would be as accurate; look at macro-F1"
             )
-    for name, part in sets.items():
-        if name != "train" and len(part) < FEW_ROWS // 10:
+    for name, part in sets[1:]:
+        if len(part) < FEW_ROWS // 10:
             sure = 1.96 * (0.25 / len(part)) ** 0.5
             yield f"{name} has {len(part)} rows: its accuracy is known to ±{sure:.0%} only"
 

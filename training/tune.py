@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from training.config import ConfigError, RunConfig, overlaid
 from training.initial import begin_with_vectors
-from training.pipeline import Encoded, corpus, encode_splits, trainer, untrained
+from training.pipeline import Encoded, corpus, encode_splits, make_run_folder, trainer, untrained
 from training.progress import Display
 from training.search import Knobs, Search
 from training.splits import Splits, prepare
@@ -112,14 +112,11 @@ def tune(
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: must be a file in a folder that is there")
     splits = prepare(config, base, display)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run-dir {run}: cannot be made: {error.strerror}") from error
+    make_run_folder(run)
     ranges = space(config)
     search = Search(
         run,
-        identity=f"{config.fingerprint}-{len(splits.train)}",
+        identity=f"{config.fingerprint}-{splits.digest}",
         space=ranges,
         first=knobs(config, list(ranges)),
         seed=config.train.seed,

@@ -193,6 +193,21 @@ def test_what_is_no_bundle_is_not_written_over(tmp_path: Path, bundle, name: str
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("manifest.json", "holds files, but no bundle"),  # many things have one
+        ("report/letter.txt", "holds report/letter.txt beside a bundle"),
+    ],
+)
+def test_what_else_is_in_a_folder_is_never_lost(copy: Path, bundle, name: str, reason: str):
+    (copy / name).write_text('{"short_name": "shop"}')
+    with pytest.raises(BundleError, match=reason):
+        rewritten(bundle, copy)
+    assert (copy / name).read_text() == '{"short_name": "shop"}'
+    assert (copy / "model.onnx").exists()
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path, bundle):
     assert rewritten(bundle, tmp_path).path == tmp_path
 

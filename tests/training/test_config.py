@@ -20,6 +20,10 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
         (f"version = '1 beta'\n{SOURCE}", "version='1 beta': String should match pattern"),
         (f"labels = ['good', '']\n{SOURCE}", "labels.1='': String should have at least 1 char"),
         (f"labels = ['good', 'good']\n{SOURCE}", "labels=('good', 'good') has one twice"),
+        (
+            SOURCE + '[[test]]\nname = "t"\npath = "a.csv"\n' * 2,
+            "test: name='t' is there 2 times",
+        ),
         (f"[train]\nlearning_rate = -1\n{SOURCE}", "train.learning_rate=-1: Input should be grea"),
         (f"[train]\nlr = 0.1\n{SOURCE}", "train.lr=0.1: Extra inputs are not permitted"),
         (f"[network]\nd_model = 10\nheads = 3\n{SOURCE}", "network: "),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 from model.tokenizer import Encoding
+from tests.conftest import TINY, source
 from tests.networks import VOCABULARY, random_network
 from training.batches import Dataset
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig, load_config
 from training.evaluate import predict, softmax
 from training.linear import Domains, Languages
-from training.pipeline import Encoded, _sample, with_linear_part
+from training.pipeline import Encoded, _sample, encode_splits, fit, with_linear_part
+from training.progress import Display
 from training.rows import Rows
+from training.splits import prepare
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
@@ -129,6 +133,25 @@ def test_a_bias_that_the_network_came_with_makes_no_difference():
         both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
         answers.append(softmax(predict(both, held_out, WHERE.device)))
     np.testing.assert_allclose(*answers, atol=0.01)
+
+
+def test_a_vocabulary_that_no_run_has_begun_with_is_learnt_anew(tmp_path):
+    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
+    config = load_config(None, TINY | rows | {"exclude_held_out": False})
+    splits = prepare(config, Path(), Display(quiet=True))
+    fresh = encode_splits(config, splits, tmp_path, WHERE).tokenizer
+    small = load_config(None, TINY | rows | {"exclude_held_out": False, "train.vocab_size": 100})
+    assert encode_splits(small, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
+    (tmp_path / "checkpoint.pt").touch()  # of a run that has begun
+    assert encode_splits(config, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
+
+
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_a_run_is_not_kept_where_the_bundle_is_to_be(inside, tmp_path):
+    out = tmp_path / "bundle"
+    with pytest.raises(ConfigError, match="--run-dir .*: must not be in the folder of the bundle"):
+        fit(CONFIG, Path(), out / inside, out, WHERE, Display(quiet=True))
+    assert not out.exists()
 
 
 def test_a_vocabulary_is_learnt_from_as_much_of_each_language():

@@ -99,6 +99,15 @@ def test_a_run_of_another_kind_does_not_go_on_in_its_folder(tmp_path):
         fit(run, Path(), tmp_path / "run", tmp_path / "out", HERE, QUIET)
 
 
+def test_other_texts_are_not_gone_on_with(tmp_path):
+    pretrain(config(tmp_path), Path(), tmp_path / "run", HERE, QUIET)
+    others = config(tmp_path)
+    texts = tmp_path / "texts.csv"
+    texts.write_text(texts.read_text("utf-8").replace("kind", "rude"), encoding="utf-8")
+    with pytest.raises(ValueError, match="belongs to another configuration or other data"):
+        pretrain(others, Path(), tmp_path / "run", HERE, QUIET)
+
+
 def test_nothing_to_learn_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.epochs=0 trains nothing"):
         pretrain(config(tmp_path, **{"train.epochs": 0}), Path(), tmp_path / "r", HERE, QUIET)

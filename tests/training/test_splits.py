@@ -6,6 +6,7 @@ import pytest
 from training.config import ConfigError, RunConfig, load_config
 from training.formats import DataError
 from training.progress import Display
+from training.rows import row_key
 from training.splits import Splits, prepare
 
 QUIET = Display(quiet=True)
@@ -41,6 +42,60 @@ def test_held_out_texts_are_never_trained_on_labelled_or_not(tmp_path):
     )
     assert len(splits.train) == 30
     assert splits.unlabelled == [text for text, _ in many(6, kind="new")]
+
+
+def test_what_is_split_off_is_not_learnt_from_where_it_comes_once_more(tmp_path):
+    rows = many(300)
+    again = table(tmp_path, "again", [(f"{text.upper()}!", "") for text, _ in rows])
+    source = table(tmp_path, "all", rows)
+    splits = run(tmp_path, sources=[source], unlabelled=[again])
+    assert len(splits.test["test"]) > 10
+    for held_out in (*splits.validation.values(), *splits.test.values()):
+        assert not {row_key(text) for text in splits.unlabelled} & set(map(row_key, held_out.texts))
+    assert len(splits.unlabelled) == len(splits.train)
+    loose = run(tmp_path, sources=[source], unlabelled=[again], exclude_held_out=False)
+    assert len(loose.unlabelled) == 300
+
+
+def test_a_limit_counts_the_rows_that_are_kept(tmp_path):
+    rows = [row for pair in zip(many(20), many(20, kind="m"), strict=True) for row in pair]
+    mixed = [(text, "so-so" if number % 2 else label) for number, (text, label) in enumerate(rows)]
+    held = table(tmp_path, "held", mixed) | {
+        "labels": {"so-so": False, "good": "good", "bad": "bad"},
+        "limit": 15,
+    }
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", [*rows, *many(20, kind="t")])],
+        validation=[held],
+        test=[held],
+    )
+    assert len(splits.test["held"]) == 15
+    assert not set(splits.train.texts) & set(splits.test["held"].texts)
+
+
+def test_rows_of_one_class_are_refused_once_they_are_divided(tmp_path):
+    texts = (f"poor thing of b{i}" for i in range(99))
+    split_off = [(text, "bad") for text in texts if int(row_key(text), 16) < 0.2 * 16**16][:2]
+    source = table(tmp_path, "all", [*many(60, 1.0), *split_off])
+    with pytest.raises(DataError, match=r"train: only rows of \['good'\] are left"):
+        run(tmp_path, sources=[source])
+
+
+def test_a_digest_tells_rows_apart(tmp_path):
+    rows = many(60)
+    first = run(tmp_path, sources=[table(tmp_path, "all", rows)]).digest
+    assert run(tmp_path, sources=[table(tmp_path, "all", rows)]).digest == first
+    corrected = [(rows[0][0], "bad"), *rows[1:]]
+    reworded = [(rows[0][0] + "s", rows[0][1]), *rows[1:]]
+    more = [table(tmp_path, "more", many(5, kind="m"))]
+    others = [
+        run(tmp_path, sources=[table(tmp_path, "all", corrected)]),
+        run(tmp_path, sources=[table(tmp_path, "all", reworded)]),
+        run(tmp_path, sources=[table(tmp_path, "all", rows)], unlabelled=more),
+        run(tmp_path, sources=[table(tmp_path, "all", rows)], validation=more),
+    ]
+    assert len({first, *(other.digest for other in others)}) == 5
 
 
 def test_only_rows_that_are_held_out_are_left_out(tmp_path):
@@ -157,6 +212,16 @@ def test_labels_and_a_teacher_are_heard_together(tmp_path):
 def test_odd_data_is_told_before_training(rows, warning, tmp_path):
     warnings = run(tmp_path, sources=[table(tmp_path, "rows", rows)]).warnings
     assert any(warning in told for told in warnings), warnings
+
+
+def test_sets_of_one_name_are_each_looked_at(tmp_path):
+    sets = {
+        "validation": [table(tmp_path, "held", many(30, 0.0, kind="v"))],
+        "test": [table(tmp_path, "other", many(400, kind="t")) | {"name": "held"}],
+    }
+    warnings = run(tmp_path, sources=[table(tmp_path, "train", many(2000))], **sets).warnings
+    assert "held has no row of ['good']" in warnings
+    assert any("held has 30 rows" in told for told in warnings)
 
 
 def test_good_data_needs_no_warning(tmp_path):
