@@ -1,15 +1,19 @@
 """What a network begins with, where it is not what its seed draws."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, read_bundle, sha256
+from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, Source, read_bundle, sha256
 from model.classifier import TextClassifier
+from model.faults import faults
 from training.batches import Dataset
 from training.config import ConfigError
 from training.export import exported_weights
@@ -18,6 +22,20 @@ from training.vectors import token_vectors
 
 # Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
 OWN = ("linear.", "detector.")
+ORIGIN = "origin.json"
+
+
+class Origin(BaseModel):
+    """Where weights come from, and what they know of the classes: kept in each run folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    license: str
+    labels: tuple[str, ...]
+    heads: int
+    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +43,14 @@ class Start:
     """What the run folder of an earlier stage, or a bundle, gives a run to begin with.
 
     `weights` by name, of a run folder the best so far, but for what a run has of its own (`OWN`);
-    `identity` tells one start from another.
+    `identity` tells one start from another; `origin` is None of a run folder before version 2.5.
     """
 
     path: Path
     tokenizer: bytes
     weights: dict[str, Tensor]
     identity: str
+    origin: Origin | None
 
     @classmethod
     def read(cls, place: Path) -> Self:
@@ -43,29 +62,52 @@ class Start:
                 bundle = read_bundle(place)
                 found = exported_weights(bundle.graph)
                 identity = bundle.manifest.files[GRAPH]
+                told = bundle.manifest.model_dump(include=Origin.model_fields.keys())
+                origin = Origin(**told, heads=bundle.manifest.config.heads)
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
                 identity = sha256(path.read_bytes())
+                kept = place / ORIGIN
+                origin = Origin.model_validate_json(kept.read_bytes()) if kept.exists() else None
             weights = {name: of for name, of in found.items() if not name.startswith(OWN)}
-            return cls(path, (place / TOKENIZER).read_bytes(), weights, identity[:16])
+            return cls(path, (place / TOKENIZER).read_bytes(), weights, identity[:16], origin)
         except (OSError, RuntimeError, EOFError, UnpicklingError, BundleError) as error:
             raise ConfigError(f"{path}: no weights to begin with: {error}") from error
+        except ValidationError as error:
+            raise ConfigError(f"{place / ORIGIN}: {faults(error)}") from error
+
+    def speaking_of(self, labels: Sequence[str]) -> Self:
+        """The same, its head in the order of these labels; without one where they are others."""
+        if self.origin is None or self.origin.labels == tuple(labels):
+            return self
+        weights = {name: of for name, of in self.weights.items() if not name.startswith("head.")}
+        if set(self.origin.labels) == set(labels):
+            order = [self.origin.labels.index(label) for label in labels]
+            weights |= {name: of[order] for name, of in self.weights.items() if name not in weights}
+        return dataclasses.replace(self, weights=weights)
 
 
 def begin_with(network: TextClassifier, start: Start) -> None:
-    """Load the weights of a start, but for a head of other classes. Raises `ConfigError`.
+    """Load the weights of a start, but for a head that is of other classes or not there. Raises
+    `ConfigError`.
 
     Layers that it had not are added silent, their residual branches at zero as in Fixup (Zhang,
     Dauphin and Ma 2019), so that the network begins as what it grew from.
     """
-    weights = dict(start.weights)
+    weights, heads = dict(start.weights), network.config.heads
+    if start.origin is not None and start.origin.heads != heads:
+        raise ConfigError(
+            f"network.heads={heads}: {start.path} has {start.origin.heads}, and its weights are "
+            "for these"
+        )
     for number, layer in enumerate(network.encoder.stack()):
         place = f"encoder.layers.{number}."
         if not any(name.startswith(place) for name in weights):
             nn.init.zeros_(layer.attention.out_proj.weight)
             nn.init.zeros_(layer.feed_forward.down_proj.weight)
             weights |= {place + name: value for name, value in layer.state_dict().items()}
-    if "head.bias" in weights and weights["head.bias"].shape != network.head.bias.shape:
+    head = weights.get("head.bias")
+    if head is None or head.shape != network.head.bias.shape:
         weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
     try:
         network.load_state_dict(weights)

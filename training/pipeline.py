@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.bundle import TOKENIZER, Bundle, check_place
+from model.bundle import TOKENIZER, Bundle, Source, check_place
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -23,7 +23,14 @@ from training.config import ConfigError, RunConfig
 from training.evaluate import Labels, Logits, measure_sets, predict, softmax
 from training.export import halve_weights
 from training.families import beginnings
-from training.initial import Start, begin_with, begin_with_vectors, drawn_back
+from training.initial import (
+    ORIGIN,
+    Origin,
+    Start,
+    begin_with,
+    begin_with_vectors,
+    drawn_back,
+)
 from training.linear import Domains, Languages, LinearClassifier
 from training.objectives import Classification
 from training.progress import Display
@@ -98,8 +105,12 @@ def fit(
         begin_with_vectors(network, corpus(splits, encoded), config.train.seed)
     identity = config.fingerprint
     if start is not None:
+        start = start.speaking_of(splits.labels)
         begin_with(network, start)
         identity += f"-{start.identity}"
+    origin = origin_of(config, splits, network.config, start)
+    if where.first:
+        (run / ORIGIN).write_text(origin.model_dump_json(indent=2), encoding="utf-8")
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
@@ -112,7 +123,7 @@ def fit(
     if config.network.ngrams:
         display.say("fitting the linear part")
         network = with_linear_part(config, encoded, network, where)
-    return finish(config, splits, encoded, network, history, out, where, display)
+    return finish(config, splits, encoded, network, history, origin, out, where, display)
 
 
 def make_run_folder(run: Path) -> None:
@@ -231,6 +242,7 @@ def finish(
     encoded: Encoded,
     network: TextClassifier,
     history: list[dict[str, float]],
+    origin: Origin,
     out: Path,
     where: Ranks,
     display: Display,
@@ -268,8 +280,8 @@ def finish(
             "temperature": temperature,
             "abstention_threshold": threshold,
             "metrics": metrics,
-            "sources": _provenance(splits),
-            "license": config.license,
+            "sources": origin.sources,
+            "license": origin.license,
         },
         half_weights=half,
         settings=config.train.model_dump() | {"steps": int(history[-1]["step"])},
@@ -330,20 +342,42 @@ def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     return measure_sets(probabilities, splits.test)
 
 
-def _provenance(splits: Splits) -> list[dict[str, Any]]:
+def origin_of(
+    config: RunConfig, splits: Splits, network: ModelConfig, start: Start | None
+) -> Origin:
+    """What the weights of a run come from: its sources and those of what it begins with, whose
+    licence stays theirs unless the run has one of its own."""
     counts = np.bincount(splits.train.sources, minlength=len(splits.sources))
-    return [
-        {
-            "name": source.name,
-            "language": source.language,
-            "rows": int(count),
-            "license": source.license,
-            "origin": source.origin,
-            "domain": source.domain,
-        }
+    sources = [
+        Source(
+            name=source.name,
+            language=source.language,
+            rows=int(count) or splits.texts_of.get(source.name, 0),
+            license=source.license,
+            origin=source.origin,
+            domain=source.domain or "",
+        )
         for source, count in zip(splits.sources, counts, strict=True)
-        if count
     ]
+    sources = [source for source in sources if source.rows]
+    licence, before = config.license, start.origin if start else None
+    if before is not None:
+        names, way = {source.name for source in sources}, f"{before.name} {before.version}"
+        sources += [
+            source.model_copy(update={"origin": f"{source.origin} (by way of {way})".strip()})
+            for source in before.sources
+            if source.name not in names
+        ]
+        if "license" not in config.model_fields_set:
+            licence = before.license
+    return Origin(
+        name=config.name,
+        version=config.version,
+        license=licence,
+        labels=splits.labels,
+        heads=network.heads,
+        sources=tuple(sources),
+    )
 
 
 def _spoken(name: str, values: dict[str, Any]) -> str:

@@ -94,8 +94,8 @@ def model_card(
         "",
         f"{network.layers} encoder layers of width {network.d_model} with {network.heads} heads, "
         f"learned-query pooling{beside}, {parameters:,} parameters, {network.vocab_size:,} word "
-        f"pieces; reads at most {network.max_tokens} tokens. Trained from scratch, no outside "
-        f"weights. Temperature {about.temperature:.3f}.",
+        f"pieces; reads at most {network.max_tokens} tokens. Trained from nothing but "
+        f"the texts named below. Temperature {about.temperature:.3f}.",
         "",
         "## Measured on rows it was not trained on",
         "",

@@ -28,8 +28,8 @@ class Splits:
 
     `sources` are what `train.sources` numbers; `linear` [N] is what each row weighs for linear
     models, 0 where only a teacher labelled it; `domains` [N, K] are 1 where it is of a domain, None
-    where sources name none; `unlabelled` are texts beside the rows; `warnings` say what is odd
-    about the data.
+    where sources name none; `unlabelled` are texts beside the rows, `texts_of` how many of them are
+    of which source; `warnings` say what is odd about the data.
     """
 
     labels: tuple[str, ...]
@@ -38,6 +38,7 @@ class Splits:
     linear: npt.NDArray[np.float32]
     domains: npt.NDArray[np.float32] | None
     unlabelled: list[str]
+    texts_of: dict[str, int]
     validation: dict[str, Rows]
     test: dict[str, Rows]
     warnings: tuple[str, ...]
@@ -85,6 +86,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         display.say(f"warning: {warning}")
     teachers = _Teachers(config, rows, display)
     unlabelled: list[str] = []
+    texts_of: dict[str, int] = {}
     taught = [teachers.refine()]
     for number, source in enumerate(config.unlabelled, len(config.sources)):
         texts = [text for text in read_texts(source, base) if not excluded(text, keys)]
@@ -95,6 +97,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
             taught.append(of_source.take(np.array(left, dtype=bool)))
         else:
             unlabelled += texts
+            texts_of[source.name] = len(texts)
     taught += _translated(config, taught[0], keys, base, display)
     train = concatenate(taught)
     sources = (*config.sources, *config.unlabelled, *_translated_sources(config))
@@ -108,6 +111,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         linear=linear,
         domains=domains,
         unlabelled=unlabelled,
+        texts_of=texts_of,
         validation=validation,
         test=test,
         warnings=warnings,

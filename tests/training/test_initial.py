@@ -1,17 +1,19 @@
 """A run begins with the weights of another."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.bundle import read_bundle
-from tests.conftest import TINY, source
+from tests.conftest import REVIEWS, TINY, source
 from tests.networks import random_network
 from training.config import ConfigError, load_config
 from training.export import exported_weights
 from training.initial import Start, begin_with, drawn_back
 from training.pipeline import fit
+from training.pretrain import pretrain
 from training.progress import Display
 from training.train import Ranks
 
@@ -83,6 +85,69 @@ def test_a_run_that_begins_with_a_bundle_answers_like_it_before_it_learns(
     assert whole.keys() - deep.keys() == linear
     for name, weights in deep.items():
         torch.testing.assert_close(weights, whole[name], atol=1e-4, rtol=1e-3)
+
+
+def of_labels(place: Path, *labels: str, heads: int = 4) -> Path:
+    told = {"name": "first", "version": "1", "license": "CC0", "labels": labels, "heads": heads}
+    (place / "origin.json").write_text(json.dumps(told | {"sources": []}))
+    return place
+
+
+def test_a_head_is_known_by_the_names_of_its_classes(stage):
+    start = Start.read(of_labels(stage, "bad", "good"))
+    before = random_network(classes=2, **SHAPE).head
+    for labels, order in ((("bad", "good"), [0, 1]), (("good", "bad"), [1, 0])):
+        network = random_network(classes=2, **SHAPE)
+        begin_with(network, start.speaking_of(labels))
+        assert torch.equal(network.head.weight, before.weight[order])
+        assert torch.equal(network.head.bias, before.bias[order])
+
+
+def test_a_head_of_other_names_is_as_it_was_drawn(stage):
+    network = random_network(classes=2, **SHAPE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.5)
+    start = Start.read(of_labels(stage, "bad", "good")).speaking_of(("cat", "dog"))
+    begin_with(network, start)
+    drawn_back(network, start, 0.25)
+    assert (network.head.weight == 0.5).all()
+    assert not (network.query == 0.5).any()
+
+
+def test_weights_for_other_heads_are_refused(stage):
+    start = Start.read(of_labels(stage, "bad", "good", heads=2))
+    with pytest.raises(ConfigError, match=r"network\.heads=4: .*best\.pt has 2"):
+        begin_with(random_network(classes=2, **SHAPE), start)
+
+
+def test_an_origin_that_cannot_be_read_is_refused(stage):
+    (stage / "origin.json").write_text('{"name": "first"}')
+    with pytest.raises(ConfigError, match=r"origin\.json: version: Field required"):
+        Start.read(stage)
+
+
+@pytest.mark.parametrize(("own", "licence"), [({}, "CC0"), ({"license": "MIT"}, "MIT")])
+def test_what_a_run_begins_with_is_told_by_its_bundle(own, licence, tmp_path):
+    old = tmp_path / "old.csv"
+    old.write_text(REVIEWS.read_text("utf-8"), encoding="utf-8")
+    shared = {"exclude_held_out": False, "train.epochs": 1, "network.ngrams": 0}
+    held = {"validation": [source()], "test": [source()]}
+    where, quiet = Ranks(0, 1, torch.device("cpu")), Display(quiet=True)
+    first = load_config(
+        None,
+        TINY | held | shared | {"name": "first", "license": "CC0", "sources": [source(old)]},
+    )
+    pretrain(first, Path(), tmp_path / "before", where, quiet)
+    second = load_config(None, TINY | held | shared | own | {"sources": [source()]})
+    out = tmp_path / "bundle"
+    fit(second, Path(), tmp_path / "run", out, where, quiet, start_from=tmp_path / "before")
+    manifest = read_bundle(out).manifest
+    assert manifest.license == licence
+    assert [one.name for one in manifest.sources] == ["reviews", "old"]
+    assert manifest.sources[1].origin == "(by way of first 1)"
+    assert Start.read(out).origin.sources == Start.read(tmp_path / "run").origin.sources
+    assert "by way of first 1" in (out / "report" / "model_card.md").read_text("utf-8")
 
 
 def test_weights_are_drawn_back_to_where_they_came_from_as_far_as_that_is_there(stage):
