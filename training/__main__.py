@@ -19,11 +19,12 @@ from training import results
 from training.behaviour import check
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, RunConfig, load_config
+from training.encoding import encode
 from training.evaluate import measure, predict_bundle
 from training.export import ExportError
 from training.formats import DataError
 from training.page import page
-from training.pipeline import encode, fit
+from training.pipeline import fit
 from training.pretrain import pretrain
 from training.progress import Display
 from training.recalibration import recalibrate

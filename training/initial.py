@@ -8,34 +8,28 @@ from pickle import UnpicklingError
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, Source, read_bundle, sha256
+from model.bundle import (
+    GRAPH,
+    MANIFEST,
+    TOKENIZER,
+    BundleError,
+    read_bundle,
+    sha256,
+)
 from model.classifier import TextClassifier
 from model.faults import faults
 from training.batches import Dataset
 from training.config import ConfigError
 from training.export import exported_weights
+from training.origin import ORIGIN, Origin
 from training.train import BEST
 from training.vectors import token_vectors
 
 # Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
 OWN = ("linear.", "detector.")
-ORIGIN = "origin.json"
-
-
-class Origin(BaseModel):
-    """Where weights come from, and what they know of the classes: kept in each run folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: str
-    license: str
-    labels: tuple[str, ...]
-    heads: int
-    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +56,11 @@ class Start:
                 bundle = read_bundle(place)
                 found = exported_weights(bundle.graph)
                 identity = bundle.manifest.files[GRAPH]
-                told = bundle.manifest.model_dump(include=Origin.model_fields.keys())
-                origin = Origin(**told, heads=bundle.manifest.config.heads)
+                origin: Origin | None = Origin.of_bundle(bundle)
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
                 identity = sha256(path.read_bytes())
-                kept = place / ORIGIN
-                origin = Origin.model_validate_json(kept.read_bytes()) if kept.exists() else None
+                origin = Origin.kept(place)
             weights = {name: of for name, of in found.items() if not name.startswith(OWN)}
             return cls(path, (place / TOKENIZER).read_bytes(), weights, identity[:16], origin)
         except (OSError, RuntimeError, EOFError, UnpicklingError, BundleError) as error:

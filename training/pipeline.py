@@ -1,77 +1,38 @@
 """One run from rows to bundle, in the order it happens."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
 
-from model.bundle import TOKENIZER, Bundle, Source, check_place
+from model.bundle import Bundle, check_place
 from model.classifier import TextClassifier
 from model.config import ModelConfig
-from model.tokenizer import Tokenizer
 from training import report
 from training.baseline import LinearBaseline
-from training.batches import Dataset, TrainingBatches
-from training.calibrate import Weights, abstention_threshold, alike, fit_sum, fit_temperature
+from training.batches import TrainingBatches
+from training.calibrate import abstention_threshold, fit_sum, fit_temperature
 from training.config import ConfigError, RunConfig
-from training.evaluate import Labels, Logits, measure_sets, predict, softmax
+from training.encoding import Encoded, corpus, encode, encode_splits
+from training.evaluate import measure_sets, predict, softmax
 from training.export import halve_weights
 from training.families import beginnings
 from training.initial import (
-    ORIGIN,
-    Origin,
     Start,
     begin_with,
     begin_with_vectors,
     drawn_back,
 )
-from training.linear import Domains, Languages, LinearClassifier
+from training.linear import LinearClassifier
 from training.objectives import Classification
+from training.origin import Origin
 from training.progress import Display
 from training.release import release
-from training.rows import Rows, concatenate
+from training.rows import concatenate
 from training.splits import Splits, prepare
 from training.train import Ranks, Trainer, Watch
-
-# Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
-TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """What a run trains on and chooses with, as ids of its own tokenizer.
-
-    `linear` are those rows of `train` that linear models learn from, their targets by weight, and
-    `domains` and `languages` theirs.
-    """
-
-    tokenizer: Tokenizer
-    train: Dataset
-    linear: Dataset
-    domains: Domains | None
-    languages: Languages
-    validation: dict[str, Dataset]
-
-    @property
-    def truth(self) -> Labels:
-        """The classes of the validation rows, all sets end to end."""
-        return np.concatenate([rows.labels for rows in self.validation.values()])
-
-    @property
-    def weights(self) -> Weights:
-        """What each of these rows counts: each set as much as the next."""
-        return alike([len(rows) for rows in self.validation.values()])
-
-    def logits(self, network: nn.Module, where: Ranks) -> Logits:
-        """What a network says of these rows."""
-        sets = self.validation.values()
-        return np.concatenate([predict(network, rows, where.device) for rows in sets])
 
 
 def fit(
@@ -108,9 +69,9 @@ def fit(
         start = start.speaking_of(splits.labels)
         begin_with(network, start)
         identity += f"-{start.identity}"
-    origin = origin_of(config, splits, network.config, start)
+    origin = Origin.of_run(config, splits, start.origin if start else None)
     if where.first:
-        (run / ORIGIN).write_text(origin.model_dump_json(indent=2), encoding="utf-8")
+        origin.keep(run)
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
@@ -132,32 +93,6 @@ def make_run_folder(run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run-dir {run}: cannot be made: {error.strerror}") from error
-
-
-def encode_splits(
-    config: RunConfig, splits: Splits, run: Path, where: Ranks, given: bytes | None = None
-) -> Encoded:
-    """Learn the tokenizer, unless one is given or the run has begun with one, and read the rows."""
-    tokenizer = _tokenizer(config, splits.train, run, where, given)
-    validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
-    train = encode(splits.train, tokenizer)
-    counted = splits.linear > 0
-    return Encoded(
-        tokenizer=tokenizer,
-        train=train,
-        linear=train.weighted(splits.linear),
-        domains=None if splits.domains is None else splits.domains[counted],
-        languages=splits.train.languages[counted],
-        validation=validation,
-    )
-
-
-def corpus(splits: Splits, encoded: Encoded) -> Dataset:
-    """The rows to train on, then the unlabelled texts, with no share of any class."""
-    texts = splits.unlabelled
-    nothing = np.zeros((len(texts), len(splits.labels)), dtype=np.float32)
-    more = Dataset.encode(encoded.tokenizer.encode_batch(texts, offsets=False), nothing)
-    return encoded.train.joined(more)
 
 
 def untrained(config: RunConfig, splits: Splits, encoded: Encoded) -> TextClassifier:
@@ -294,45 +229,6 @@ def finish(
     )
 
 
-def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
-    """Rows as token ids."""
-    return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
-
-
-def _tokenizer(
-    config: RunConfig, rows: Rows, run: Path, where: Ranks, given: bytes | None
-) -> Tokenizer:
-    """The run's tokenizer, kept in the run folder by the first process."""
-    path, max_tokens = run / TOKENIZER, config.network.max_tokens
-    if where.first and not (path.exists() and Trainer.begun(run)):
-        if given is None:
-            sample = _sample(rows, np.random.default_rng(config.train.seed))
-            learnt = Tokenizer.train(
-                sample, vocab_size=config.train.vocab_size, max_tokens=max_tokens
-            )
-            given = learnt.to_json()
-        path.write_bytes(given)
-    if where.world_size > 1:
-        dist.barrier()
-    return Tokenizer.from_json(path.read_bytes(), max_tokens=max_tokens)
-
-
-def _sample(
-    rows: Rows, generator: np.random.Generator, characters: int = TOKENIZER_CHARACTERS
-) -> Iterator[str]:
-    """Texts to learn a vocabulary from, of each language as many characters: or else the language
-    with the longer texts gets most of the pieces, and the other's words are cut to bits."""
-    languages = sorted(set(rows.languages))
-    for language in languages:
-        left = characters // len(languages)
-        for i in generator.permutation(np.flatnonzero(rows.languages == language)):
-            if left <= 0:
-                break
-            text = rows.texts[i][:TOKENIZER_TEXT]
-            left -= len(text)
-            yield text
-
-
 def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     """The linear baseline's metrics of every test set, learnt from the labelled rows."""
     rows = splits.train.take(np.flatnonzero(splits.linear))
@@ -340,44 +236,6 @@ def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
     baseline = LinearBaseline.fit(rows.texts, rows.targets * weights)
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
-
-
-def origin_of(
-    config: RunConfig, splits: Splits, network: ModelConfig, start: Start | None
-) -> Origin:
-    """What the weights of a run come from: its sources and those of what it begins with, whose
-    licence stays theirs unless the run has one of its own."""
-    counts = np.bincount(splits.train.sources, minlength=len(splits.sources))
-    sources = [
-        Source(
-            name=source.name,
-            language=source.language,
-            rows=int(count) or splits.texts_of.get(source.name, 0),
-            license=source.license,
-            origin=source.origin,
-            domain=source.domain or "",
-        )
-        for source, count in zip(splits.sources, counts, strict=True)
-    ]
-    sources = [source for source in sources if source.rows]
-    licence, before = config.license, start.origin if start else None
-    if before is not None:
-        names, way = {source.name for source in sources}, f"{before.name} {before.version}"
-        sources += [
-            source.model_copy(update={"origin": f"{source.origin} (by way of {way})".strip()})
-            for source in before.sources
-            if source.name not in names
-        ]
-        if "license" not in config.model_fields_set:
-            licence = before.license
-    return Origin(
-        name=config.name,
-        version=config.version,
-        license=licence,
-        labels=splits.labels,
-        heads=network.heads,
-        sources=tuple(sources),
-    )
 
 
 def _spoken(name: str, values: dict[str, Any]) -> str:

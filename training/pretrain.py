@@ -8,9 +8,11 @@ from model.bundle import TOKENIZER
 from training.batches import TrainingBatches
 from training.config import ConfigError, RunConfig
 from training.detector import Detector
-from training.initial import ORIGIN, begin_with_vectors
+from training.encoding import corpus, encode_splits
+from training.initial import begin_with_vectors
 from training.objectives import Detection
-from training.pipeline import corpus, encode_splits, make_run_folder, origin_of, untrained
+from training.origin import Origin
+from training.pipeline import make_run_folder, untrained
 from training.progress import Display
 from training.replacement import Replacer
 from training.splits import prepare
@@ -41,8 +43,7 @@ def pretrain(
     if config.train.token_vectors and where.first and not Trainer.begun(run):
         begin_with_vectors(network, texts, config.train.seed)
     if where.first:
-        origin = origin_of(config, splits, network.config, None)
-        (run / ORIGIN).write_text(origin.model_dump_json(indent=2), encoding="utf-8")
+        Origin.of_run(config, splits, None).keep(run)
     display.say(
         f"{len(texts):,} texts and {texts.lengths.sum():,} tokens to learn from, "
         f"{where.world_size} process(es) on {where.device}"

@@ -13,10 +13,10 @@ from model.classifier import TextClassifier
 from model.faults import faults
 from training.calibrate import abstention_threshold, cross_calibrated, fit_temperature
 from training.config import ConfigError
+from training.encoding import encode
 from training.evaluate import measure, measure_sets, predict_bundle, softmax
 from training.export import HALVED, exported_weights
 from training.formats import DataError
-from training.pipeline import encode
 from training.progress import Display
 from training.release import release
 from training.report import measured_plots

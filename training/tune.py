@@ -10,8 +10,9 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from training.config import ConfigError, RunConfig, overlaid
+from training.encoding import Encoded, corpus, encode_splits
 from training.initial import begin_with_vectors
-from training.pipeline import Encoded, corpus, encode_splits, make_run_folder, trainer, untrained
+from training.pipeline import make_run_folder, trainer, untrained
 from training.progress import Display
 from training.search import Knobs, Search
 from training.splits import Splits, prepare

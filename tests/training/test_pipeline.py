@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from model.tokenizer import Encoding
-from tests.conftest import TINY, source
 from tests.networks import VOCABULARY, random_network
 from training.batches import Dataset
-from training.config import ConfigError, RunConfig, load_config
+from training.config import ConfigError, RunConfig
+from training.encoding import Encoded
 from training.evaluate import predict, softmax
 from training.linear import Domains, Languages
-from training.pipeline import Encoded, _sample, encode_splits, fit, with_linear_part
+from training.pipeline import fit, with_linear_part
 from training.progress import Display
-from training.rows import Rows
-from training.splits import prepare
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
@@ -135,33 +133,9 @@ def test_a_bias_that_the_network_came_with_makes_no_difference():
     np.testing.assert_allclose(*answers, atol=0.01)
 
 
-def test_a_vocabulary_that_no_run_has_begun_with_is_learnt_anew(tmp_path):
-    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
-    config = load_config(None, TINY | rows | {"exclude_held_out": False})
-    splits = prepare(config, Path(), Display(quiet=True))
-    fresh = encode_splits(config, splits, tmp_path, WHERE).tokenizer
-    small = load_config(None, TINY | rows | {"exclude_held_out": False, "train.vocab_size": 100})
-    assert encode_splits(small, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
-    (tmp_path / "checkpoint.pt").touch()  # of a run that has begun
-    assert encode_splits(config, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
-
-
 @pytest.mark.parametrize("inside", ["", "run"])
 def test_a_run_is_not_kept_where_the_bundle_is_to_be(inside, tmp_path):
     out = tmp_path / "bundle"
     with pytest.raises(ConfigError, match="--run-dir .*: must not be in the folder of the bundle"):
         fit(CONFIG, Path(), out / inside, out, WHERE, Display(quiet=True))
     assert not out.exists()
-
-
-def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
-    texts = ["uma frase", *["a sentence that is longer"] * 5]
-    languages = np.array(["pt", *["en"] * 5])
-    rows = Rows(
-        texts * 2_000, np.zeros((12_000, 2), "f4"), np.zeros(12_000), np.tile(languages, 2_000)
-    )
-    sample = list(_sample(rows, np.random.default_rng(0), characters=20_000))
-    portuguese = sum(len(text) for text in sample if text == "uma frase")
-    english = sum(len(text) for text in sample if text != "uma frase")
-    assert portuguese == pytest.approx(10_000, abs=30)
-    assert english == pytest.approx(10_000, abs=30)

@@ -6,8 +6,8 @@ import pytest
 from model.bundle import read_bundle
 from tests.conftest import REVIEWS
 from training.__main__ import main
+from training.encoding import encode
 from training.evaluate import predict_bundle
-from training.pipeline import encode
 from training.rows import Rows
 
 

@@ -1,0 +1,41 @@
+"""A run's rows as ids, and the vocabulary that they are read with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TINY, source
+from training.config import load_config
+from training.encoding import _sample, encode_splits
+from training.progress import Display
+from training.rows import Rows
+from training.splits import prepare
+from training.train import Ranks
+
+WHERE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_a_vocabulary_that_no_run_has_begun_with_is_learnt_anew(tmp_path):
+    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
+    config = load_config(None, TINY | rows | {"exclude_held_out": False})
+    splits = prepare(config, Path(), Display(quiet=True))
+    fresh = encode_splits(config, splits, tmp_path, WHERE).tokenizer
+    small = load_config(None, TINY | rows | {"exclude_held_out": False, "train.vocab_size": 100})
+    assert encode_splits(small, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
+    (tmp_path / "checkpoint.pt").touch()  # of a run that has begun
+    assert encode_splits(config, splits, tmp_path, WHERE).tokenizer.vocab_size < fresh.vocab_size
+
+
+def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
+    texts = ["uma frase", *["a sentence that is longer"] * 5]
+    languages = np.array(["pt", *["en"] * 5])
+    rows = Rows(
+        texts * 2_000, np.zeros((12_000, 2), "f4"), np.zeros(12_000), np.tile(languages, 2_000)
+    )
+    sample = list(_sample(rows, np.random.default_rng(0), characters=20_000))
+    portuguese = sum(len(text) for text in sample if text == "uma frase")
+    english = sum(len(text) for text in sample if text != "uma frase")
+    assert portuguese == pytest.approx(10_000, abs=30)
+    assert english == pytest.approx(10_000, abs=30)

@@ -1,0 +1,119 @@
+"""A run's rows as ids of its own tokenizer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from torch import nn
+
+from model.bundle import TOKENIZER
+from model.tokenizer import Tokenizer
+from training.batches import Dataset
+from training.calibrate import Weights, alike
+from training.config import RunConfig
+from training.evaluate import Labels, Logits, predict
+from training.linear import Domains, Languages
+from training.rows import Rows
+from training.splits import Splits
+from training.train import Ranks, Trainer
+
+# Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
+TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a run trains on and chooses with, as ids of its own tokenizer.
+
+    `linear` are those rows of `train` that linear models learn from, their targets by weight, and
+    `domains` and `languages` theirs.
+    """
+
+    tokenizer: Tokenizer
+    train: Dataset
+    linear: Dataset
+    domains: Domains | None
+    languages: Languages
+    validation: dict[str, Dataset]
+
+    @property
+    def truth(self) -> Labels:
+        """The classes of the validation rows, all sets end to end."""
+        return np.concatenate([rows.labels for rows in self.validation.values()])
+
+    @property
+    def weights(self) -> Weights:
+        """What each of these rows counts: each set as much as the next."""
+        return alike([len(rows) for rows in self.validation.values()])
+
+    def logits(self, network: nn.Module, where: Ranks) -> Logits:
+        """What a network says of these rows."""
+        sets = self.validation.values()
+        return np.concatenate([predict(network, rows, where.device) for rows in sets])
+
+
+def encode_splits(
+    config: RunConfig, splits: Splits, run: Path, where: Ranks, given: bytes | None = None
+) -> Encoded:
+    """Learn the tokenizer, unless one is given or the run has begun with one, and read the rows."""
+    tokenizer = _tokenizer(config, splits.train, run, where, given)
+    validation = {name: encode(rows, tokenizer) for name, rows in splits.validation.items()}
+    train = encode(splits.train, tokenizer)
+    counted = splits.linear > 0
+    return Encoded(
+        tokenizer=tokenizer,
+        train=train,
+        linear=train.weighted(splits.linear),
+        domains=None if splits.domains is None else splits.domains[counted],
+        languages=splits.train.languages[counted],
+        validation=validation,
+    )
+
+
+def corpus(splits: Splits, encoded: Encoded) -> Dataset:
+    """The rows to train on, then the unlabelled texts, with no share of any class."""
+    texts = splits.unlabelled
+    nothing = np.zeros((len(texts), len(splits.labels)), dtype=np.float32)
+    more = Dataset.encode(encoded.tokenizer.encode_batch(texts, offsets=False), nothing)
+    return encoded.train.joined(more)
+
+
+def encode(rows: Rows, tokenizer: Tokenizer) -> Dataset:
+    """Rows as token ids."""
+    return Dataset.encode(tokenizer.encode_batch(rows.texts, offsets=False), rows.targets)
+
+
+def _tokenizer(
+    config: RunConfig, rows: Rows, run: Path, where: Ranks, given: bytes | None
+) -> Tokenizer:
+    """The run's tokenizer, kept in the run folder by the first process."""
+    path, max_tokens = run / TOKENIZER, config.network.max_tokens
+    if where.first and not (path.exists() and Trainer.begun(run)):
+        if given is None:
+            sample = _sample(rows, np.random.default_rng(config.train.seed))
+            learnt = Tokenizer.train(
+                sample, vocab_size=config.train.vocab_size, max_tokens=max_tokens
+            )
+            given = learnt.to_json()
+        path.write_bytes(given)
+    if where.world_size > 1:
+        dist.barrier()
+    return Tokenizer.from_json(path.read_bytes(), max_tokens=max_tokens)
+
+
+def _sample(
+    rows: Rows, generator: np.random.Generator, characters: int = TOKENIZER_CHARACTERS
+) -> Iterator[str]:
+    """Texts to learn a vocabulary from, of each language as many characters: or else the language
+    with the longer texts gets most of the pieces, and the other's words are cut to bits."""
+    languages = sorted(set(rows.languages))
+    for language in languages:
+        left = characters // len(languages)
+        for i in generator.permutation(np.flatnonzero(rows.languages == language)):
+            if left <= 0:
+                break
+            text = rows.texts[i][:TOKENIZER_TEXT]
+            left -= len(text)
+            yield text
