@@ -1,6 +1,5 @@
 """One run from rows to bundle, in the order it happens."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,24 @@ from model.config import ModelConfig
 from training import report
 from training.baseline import LinearBaseline
 from training.batches import TrainingBatches
-from training.calibrate import abstention_threshold, fit_sum, fit_temperature
+from training.calibrate import abstention_threshold, fit_temperature
 from training.config import ConfigError, RunConfig
 from training.encoding import Encoded, corpus, encode, encode_splits
 from training.evaluate import measure_sets, predict, softmax
 from training.export import halve_weights
-from training.families import beginnings
 from training.initial import (
     Start,
     begin_with,
     begin_with_vectors,
     drawn_back,
 )
-from training.linear import DomainClassifier, LinearClassifier
 from training.objectives import Classification
 from training.origin import Origin
 from training.progress import Display
 from training.release import release
 from training.rows import concatenate
 from training.splits import Splits, prepare
+from training.stacking import with_linear_part
 from training.train import Ranks, Trainer, Watch
 
 
@@ -132,46 +130,6 @@ def trainer(
     )
     fingerprint = f"{identity}-{splits.digest}"
     return Trainer(network, batches, objective, config.train, fingerprint, run, where)
-
-
-def with_linear_part(
-    config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
-) -> TextClassifier:
-    """The fitted network and a linear part, with the shares and the bias of their sum that suit the
-    validation rows. What features say has a share in each domain and language, and the network one
-    in each domain: how far they may be trusted depends on how much was there to learn from.
-
-    Fitted one by one, because together the linear part, which learns faster, would leave the
-    encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
-    has nothing to tell a linear part.
-    """
-    domains = max(1, len(config.domains))
-    shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
-    linear = LinearClassifier.fit(
-        encoded.linear,
-        shape,
-        config.train.linear_strength,
-        encoded.domains,
-        encoded.languages,
-        beginnings(encoded.tokenizer.pieces),
-    ).to(where.device)
-    kinds = domains, linear.spoken.shape[1]  # [K, L]
-    each = torch.eye(math.prod(kinds)).unflatten(1, kinds)
-    features = [encoded.logits(linear.shared(one), where) for one in each]
-    likely = encoded.logits(DomainClassifier(linear.part), where)  # [N, K]
-    own = encoded.logits(network, where) - network.head.bias.detach().cpu().numpy()
-    layers = [of_domain[:, None] * own for of_domain in likely.T]
-    (deep, wide), bias = fit_sum([layers, features], encoded.truth, encoded.weights)
-    linear = linear.shared(torch.from_numpy(wide).unflatten(0, kinds))
-    said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
-    both = TextClassifier(shape.model_copy(update={"gated": domains > 1})).to(where.device)
-    gate = {"gate": torch.from_numpy(deep).float()} if domains > 1 else {}
-    both.load_state_dict(network.state_dict() | said | gate)
-    with torch.no_grad():
-        if not gate:
-            both.head.weight.mul_(float(deep[0]))
-        both.head.bias.copy_(linear.bias + torch.from_numpy(bias).to(where.device))
-    return both
 
 
 def finish(

@@ -1,154 +1,17 @@
 """One run, step by step."""
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from model.tokenizer import Encoding
-from tests.networks import VOCABULARY, random_network
-from training.batches import Dataset
 from training.config import ConfigError, RunConfig
-from training.encoding import Encoded
-from training.evaluate import predict, softmax
-from training.linear import Domains, Languages
-from training.pipeline import fit, with_linear_part
+from training.pipeline import fit
 from training.progress import Display
 from training.train import Ranks
 
-SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
-PIECES = [str(token) for token in range(VOCABULARY)]  # each a family by itself
-
 WHERE = Ranks(0, 1, torch.device("cpu"))
-CONFIG = RunConfig.model_validate(
-    {
-        "sources": [{"name": "s", "path": "-"}],
-        "network": SHAPE | {"ngrams": 64},
-        "train": {"crop_tokens": 16},
-    }
-)
-
-
-def token_rows(count: int, wrong: float = 0.0, ids: tuple[int, int] = (3, 60)) -> Dataset:
-    """Rows of which one token, of the first two ids, tells the class; of a share `wrong` of them it
-    lies."""
-    generator = np.random.default_rng(count)
-    said = np.arange(count) % 2
-    drawn = generator.integers(ids[0] + 2, ids[1], (count, 6))
-    drawn[:, 2] = ids[0] + said
-    labels = np.where(generator.random(count) < wrong, 1 - said, said)
-    return Dataset.encode(
-        [Encoding(ids, None, False) for ids in drawn], np.eye(2, dtype=np.float32)[labels]
-    )
-
-
-def encoded(
-    train: Dataset,
-    held_out: Dataset,
-    domains: Domains | None = None,
-    languages: Languages | None = None,
-    pieces: Sequence[str] = PIECES,
-) -> Encoded:
-    languages = np.full(len(train), "en") if languages is None else languages
-    tokenizer = SimpleNamespace(pieces=pieces)
-    return Encoded(tokenizer, train, train, domains, languages, {"held out": held_out})
-
-
-def test_a_linear_part_joins_with_the_share_that_it_earns():
-    network, train, held_out = random_network(classes=2, **SHAPE), token_rows(80), token_rows(40)
-    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
-    deep, together = (predict(one, held_out, WHERE.device) for one in (network, both))
-    right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
-    assert right[0] > 0.9 > right[1]
-    both.linear = None
-    alone = predict(both, held_out, WHERE.device)
-    before, after = (logits[:, 1] - logits[:, 0] for logits in (deep, alone))
-    line = np.polyfit(before, after, 1)
-    assert -1e-6 < line[0] < 1, "the network has learnt nothing"
-    np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
-
-
-def test_words_that_begin_alike_are_expected_to_say_alike():
-    train, held_out = (token_rows(count, ids=(3, 59)) for count in (80, 40))
-    once = np.flatnonzero(train.labels)[0]
-    train.ids[train.starts[once] + 2] = 59  # in place of 4, which tells the second class
-    said = []
-    for pieces in (PIECES, [*PIECES[:59], PIECES[4]]):
-        network = random_network(classes=2, **SHAPE)
-        both = with_linear_part(CONFIG, encoded(train, held_out, pieces=pieces), network, WHERE)
-        said.append(both.linear.weight.weight[[4, 59], 0].tolist())
-    apart, kin = said
-    assert apart[0] < 0
-    assert kin[1] < 2 * apart[1] < 0
-
-
-def test_where_rows_are_of_domains_so_is_the_linear_part():
-    sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
-    config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
-    train, held_out = token_rows(80), token_rows(40)
-    domains = np.eye(2, dtype="f4")[np.arange(80) // 40]
-    network = random_network(classes=2, **SHAPE)
-    both = with_linear_part(config, encoded(train, held_out, domains), network, WHERE)
-    assert both.config.domains == 2
-    assert (predict(both, held_out, WHERE.device).argmax(1) == held_out.labels).mean() > 0.9
-
-
-def test_in_each_domain_the_layers_count_as_far_as_they_may_be_trusted():
-    sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
-    config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
-    one, other = (3, 31), (31, 59)  # domains of words of their own
-    train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
-    held_out = token_rows(400, ids=one).joined(token_rows(400, wrong=0.5, ids=other))
-    network = random_network(classes=2, **SHAPE | {"layers": 0})
-    with torch.no_grad():  # its layers know the words that tell
-        network.embedding.weight.zero_()
-        network.embedding.weight[3::28] = network.head.weight[0] - network.head.weight[1]
-        network.embedding.weight[4::28] = network.head.weight[1] - network.head.weight[0]
-        for matrix in (network.pooling.v_proj, network.pooling.out_proj):
-            matrix.weight.copy_(torch.eye(24))
-    domains = np.eye(2, dtype="f4")[np.arange(160) // 80]
-    both = with_linear_part(config, encoded(train, held_out, domains), network, WHERE)
-    assert both.gate[0] > 5 * both.gate[1] >= 0
-
-
-def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
-    one, other = (3, 31), (31, 59)  # languages of words of their own
-    train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
-    trusted, doubted = token_rows(400, ids=one), token_rows(400, wrong=0.3, ids=other)
-    sure = {}
-    for languages in (["en"] * 160, ["en"] * 80 + ["pt"] * 80):
-        held = encoded(train, trusted.joined(doubted), languages=np.array(languages))
-        both = with_linear_part(CONFIG, held, random_network(classes=2, **SHAPE), WHERE)
-        answers = (softmax(predict(both, rows, WHERE.device)) for rows in (trusted, doubted))
-        sure[len({*languages})] = [answer.max(axis=1).mean() for answer in answers]
-    assert sure[2] == pytest.approx([0.99, 0.7], abs=0.03)
-    assert sure[1][0] < 0.95
-    assert sure[1][1] > 0.75
-
-
-def test_a_class_that_no_row_is_of_is_never_the_answer():
-    train, held_out = (
-        dataclasses.replace(rows, targets=np.pad(rows.targets, ((0, 0), (0, 1))))
-        for rows in (token_rows(80), token_rows(40))
-    )
-    network = random_network(classes=3, **SHAPE)
-    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
-    assert softmax(predict(both, held_out, WHERE.device))[:, 2].max() < 1e-6
-
-
-def test_a_bias_that_the_network_came_with_makes_no_difference():
-    train, held_out = token_rows(80), token_rows(200, wrong=0.2)
-    answers = []
-    for bias in ([0.0, 0.0], [-3.0, 3.0]):  # a bundle's bias is that of a sum already
-        network = random_network(classes=2, **SHAPE)
-        network.head.bias.data = torch.tensor(bias)
-        both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
-        answers.append(softmax(predict(both, held_out, WHERE.device)))
-    np.testing.assert_allclose(*answers, atol=0.01)
+CONFIG = RunConfig.model_validate({"sources": [{"name": "s", "path": "-"}]})
 
 
 @pytest.mark.parametrize("inside", ["", "run"])

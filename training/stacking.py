@@ -1,0 +1,88 @@
+"""The layers and the linear part as one sum."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+
+from model.classifier import TextClassifier
+from training.calibrate import Weights, log_loss
+from training.config import RunConfig
+from training.encoding import Encoded
+from training.evaluate import Labels, Logits, softmax
+from training.families import beginnings
+from training.linear import DomainClassifier, LinearClassifier
+from training.train import Ranks
+
+ALIKE = 1e-3  # of the loss, what shares of one model that differ by 1 have to be worth
+
+
+def with_linear_part(
+    config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
+) -> TextClassifier:
+    """The fitted network and a linear part, with the shares and the bias of their sum that suit the
+    validation rows. What features say has a share in each domain and language, and the network one
+    in each domain: how far they may be trusted depends on how much was there to learn from.
+
+    Fitted one by one, because together the linear part, which learns faster, would leave the
+    encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
+    has nothing to tell a linear part.
+    """
+    domains = max(1, len(config.domains))
+    shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
+    linear = LinearClassifier.fit(
+        encoded.linear,
+        shape,
+        config.train.linear_strength,
+        encoded.domains,
+        encoded.languages,
+        beginnings(encoded.tokenizer.pieces),
+    ).to(where.device)
+    kinds = domains, linear.spoken.shape[1]  # [K, L]
+    each = torch.eye(math.prod(kinds)).unflatten(1, kinds)
+    features = [encoded.logits(linear.shared(one), where) for one in each]
+    likely = encoded.logits(DomainClassifier(linear.part), where)  # [N, K]
+    own = encoded.logits(network, where) - network.head.bias.detach().cpu().numpy()
+    layers = [of_domain[:, None] * own for of_domain in likely.T]
+    (deep, wide), bias = fit_sum([layers, features], encoded.truth, encoded.weights)
+    linear = linear.shared(torch.from_numpy(wide).unflatten(0, kinds))
+    said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
+    both = TextClassifier(shape.model_copy(update={"gated": domains > 1})).to(where.device)
+    gate = {"gate": torch.from_numpy(deep).float()} if domains > 1 else {}
+    both.load_state_dict(network.state_dict() | said | gate)
+    with torch.no_grad():
+        if not gate:
+            both.head.weight.mul_(float(deep[0]))
+        both.head.bias.copy_(linear.bias + torch.from_numpy(bias).to(where.device))
+    return both
+
+
+def fit_sum(
+    models: Sequence[Sequence[Logits]], labels: Labels, weights: Weights | None = None
+) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """What several models' logits count in their sum, a share [P] for each of a model's pieces
+    [P, N, C], none negative, and what is added to the sum, the bias [C], with the least negative
+    log-likelihood of labels [N] (stacked generalisation, Wolpert 1992; Breiman 1996).
+
+    Shares of a model's pieces differ only as far as the rows insist. Each model comes with a bias
+    of its own, and their sum need not be a good one. A class that no row is of has nothing to fit a
+    bias to and keeps 0.
+    """
+    stacked = np.concatenate(models)  # [P, N, C], those of all models
+    number, _, classes = stacked.shape
+    ends = np.cumsum([len(pieces) for pieces in models])
+
+    def loss(found: npt.NDArray[np.float64]) -> float:
+        *shares, bias = np.split(found, ends)
+        total = np.tensordot(found[:number], stacked, axes=1) + bias
+        differ = sum(float(((one - one.mean()) ** 2).sum()) for one in shares)
+        return log_loss(softmax(np.asarray(total)), labels, weights) + ALIKE * differ
+
+    begin = np.concatenate([np.full(number, 1 / len(models)), np.zeros(classes)])
+    seen = np.isin(np.arange(classes), labels)
+    bounds = [(0.0, 20.0)] * number + [(-5.0, 5.0) if one else (0.0, 0.0) for one in seen]
+    *shares, bias = np.split(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x, ends)
+    return shares, bias
