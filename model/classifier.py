@@ -9,7 +9,7 @@ from model import attribution
 from model.attention import MultiHeadAttention, rotary_angles
 from model.config import ModelConfig
 from model.encoder import Encoder, LayerTrace, TextDropout
-from model.linear import LinearPart, Said
+from model.linear import LinearPart
 from model.tokenizer import PAD_ID
 
 
@@ -34,9 +34,7 @@ class TextClassifier(nn.Module):
     The pooling is cross-attention from one learned query (a slice of it per head) over the
     encoder's output: pooling by multi-head attention (Lee et al. 2019, Set Transformer, section
     3.2). Nothing non-linear stands between it and the logits, and the linear part adds to these,
-    which is what makes the account exact. A network that is `gated` counts in each domain by a
-    share of its own, each by how likely the text is of it, as its linear part tells (gating, Jacobs
-    et al. 1991): in a text that is one number, by which the account of the encoder is as well.
+    which is what makes the account exact.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,8 +61,6 @@ class TextClassifier(nn.Module):
             else None
         )
 
-        self.gate = nn.Parameter(torch.ones(config.domains)) if config.gated else None
-
     def _initialise(self) -> None:
         for parameter in self.parameters():
             if parameter.dim() >= 2:
@@ -89,10 +85,10 @@ class TextClassifier(nn.Module):
         states = self.states(input_ids, attention_mask)
         query = self.query.expand(input_ids.size(0), -1, -1)
         pooled, _ = self.pooling(query, states, mask, need_weights=False)  # [B, 1, d]
-        if self.linear is None:
-            return self._logits(pooled)
-        said = self.linear(input_ids, attention_mask)
-        return self._logits(self._gated(pooled, said)) + said.shares.sum(dim=1)
+        logits: Tensor = self.head(pooled[:, 0])
+        if self.linear is not None:
+            logits = logits + self.linear(input_ids, attention_mask).sum(dim=1)
+        return logits
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Each token in its context, [B, S, d]."""
@@ -110,16 +106,14 @@ class TextClassifier(nn.Module):
         pooled, looked = self.pooling(query, states, mask)  # [B, 1, d], [B, H, 1, S]
         value = self.pooling.split(self.pooling.v_proj(states))  # [B, H, S, D]
         evidence = attribution.evidence(looked, value, self.direction())  # [B, S, C]
-        said = None if self.linear is None else self.linear(input_ids, attention_mask)
-        if said is not None:
-            pooled, evidence = self._gated(pooled, said), self._gated(evidence, said)
         contributions = evidence
         for layer, trace in [*zip(self.encoder.stack(), traces, strict=True)][::-1]:
             contributions = attribution.carried(contributions, layer.attention, trace)
-        logits = self._logits(pooled)
-        if said is not None:  # what a token says by itself has nowhere to be carried
-            logits = logits + said.shares.sum(dim=1)
-            evidence, contributions = evidence + said.shares, contributions + said.shares
+        logits = self.head(pooled[:, 0])
+        if self.linear is not None:  # what a token says by itself has nowhere to be carried
+            said = self.linear(input_ids, attention_mask)  # [B, S, C]
+            logits, evidence = logits + said.sum(dim=1), evidence + said
+            contributions = contributions + said
         return Explanation(
             logits=logits,
             evidence=evidence,
@@ -132,15 +126,6 @@ class TextClassifier(nn.Module):
         """The linear head as each pooling head's values meet it, [C, H, D]."""
         through = self.head.weight @ self.pooling.out_proj.weight  # [C, d]
         return through.unflatten(1, (self.config.heads, self.config.d_head))
-
-    def _logits(self, pooled: Tensor) -> Tensor:
-        """[B, C] of pooled [B, 1, d]."""
-        logits: Tensor = self.head(pooled[:, 0])
-        return logits
-
-    def _gated(self, of_text: Tensor, said: Said) -> Tensor:
-        """What the encoder has found, [B, …, …], as far as it counts in each text."""
-        return of_text if self.gate is None else of_text * (said.likely @ self.gate)[:, None, None]
 
     def _stacked(self, traces: list[LayerTrace], input_ids: Tensor) -> Tensor:
         if traces:

@@ -27,9 +27,6 @@ class ModelConfig(BaseModel):
         ge=1,
         description="K, kinds of text to which the linear part's features say each its own.",
     )
-    gated: bool = Field(
-        False, description="Do the encoder's logits count in each domain by a share of its own?"
-    )
     ends: float = Field(
         0.0,
         ge=0,
@@ -45,14 +42,6 @@ class ModelConfig(BaseModel):
     def d_head(self) -> int:
         """D, the width of one head."""
         return self.d_model // self.heads
-
-    @model_validator(mode="after")
-    def _domains_are_told(self) -> Self:
-        if self.gated and (self.domains == 1 or not self.ngrams):
-            raise ValueError(
-                f"gated needs domains to tell apart: domains={self.domains}, ngrams={self.ngrams}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -1,7 +1,5 @@
 """The linear part: what tokens and n-grams of tokens say by themselves."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,17 +38,6 @@ def heard(before: Tensor, after: Tensor, ends: float) -> Tensor:
     writers say what they think of it all (Taboada and Grieve 2004).
     """
     return 1 + ends * (torch.exp(-after / NEAR) + torch.exp(-before / NEAR) / 2)
-
-
-class Said(NamedTuple):
-    """What a linear part says of texts.
-
-    shares [B, S, C], that of each token in each logit, 0 on padding; likely [B, K], how likely each
-    text is of each domain.
-    """
-
-    shares: Tensor
-    likely: Tensor
 
 
 class LinearPart(nn.Module):
@@ -108,8 +95,9 @@ class LinearPart(nn.Module):
                         break
         self.owner[:, 0] = torch.tensor(owner, dtype=torch.int16)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Said:
-        """Of input_ids [B, S]; attention_mask [B, S] is 1 on text."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Share of each token in each logit, [B, S, C], of input_ids [B, S]; attention_mask [B, S]
+        is 1 on text. Padding holds exactly 0."""
         length = input_ids.size(1)
         mask = attention_mask.to(self.scale.weight.dtype)[:, None]  # [B, 1, S]
         rows = self.features(input_ids)  # [B, N, S]
@@ -124,8 +112,8 @@ class LinearPart(nn.Module):
         # Before the second token stands one, before the third two: no one else to share with.
         size = torch.stack([there.clamp(max=n) for n in range(1, ORDER + 1)])  # [N, S]
         weight = self.weight(rows)  # [B, N, S, K · (C - 1)]
-        likely = self._likely(input_ids, mask[:, 0] / count[:, 0])  # [B, K]
         if self.domains > 1:
+            likely = self._likely(input_ids, mask[:, 0] / count[:, 0])  # [B, K]
             of_domain = weight.unflatten(-1, (self.domains, -1))  # [B, N, S, K, C - 1]
             weight = (likely[:, None, None, :, None] * of_domain).sum(dim=3)
         shares = (value / size)[..., None] * weight  # [B, N, S, C - 1]
@@ -133,7 +121,7 @@ class LinearPart(nn.Module):
         said = shares.sum(dim=1)  # [B, S, C - 1]
         for n in range(1, ORDER):  # n-grams that end n tokens further on
             said = said + ahead[:, n:, n : n + length].sum(dim=1)
-        return Said(torch.cat([said, -said.sum(dim=-1, keepdim=True)], dim=-1), likely)
+        return torch.cat([said, -said.sum(dim=-1, keepdim=True)], dim=-1)
 
     def features(self, input_ids: Tensor) -> Tensor:
         """The rows of the tokens and of the n-grams that end in them, [B, N, S]; that of padding,
@@ -151,9 +139,7 @@ class LinearPart(nn.Module):
 
     def _likely(self, input_ids: Tensor, part: Tensor) -> Tensor:
         """How likely each text is of each domain, [B, K]: logistic regression over its tokens, of
-        which each occurrence has an equal part, [B, S]; of one domain all are."""
-        if self.domains == 1:
-            return torch.ones_like(part[:, :1])
+        which each occurrence has an equal part, [B, S]."""
         norm = part.sum(dim=1, keepdim=True).sqrt()  # of as many ones as it has tokens
         said = ((part / norm)[:, None] @ self.domain(input_ids))[:, 0]  # [B, K]
         return (said + self.prior).softmax(dim=-1)

@@ -16,7 +16,7 @@ def own_pairs(part: LinearPart) -> None:
     part.own(ngram_hashes(torch.cartesian_prod(tokens, tokens))[:, 0, 1])
 
 
-def random_network(**shape: int | bool) -> TextClassifier:
+def random_network(**shape: int) -> TextClassifier:
     """A network of a shape, no weight of which is still where it begins; the same every time."""
     torch.manual_seed(0)
     network = TextClassifier(ModelConfig(vocab_size=VOCABULARY, **shape)).eval()

@@ -23,19 +23,14 @@ Labels = npt.NDArray[np.int64]
 def predict(
     network: nn.Module, dataset: Dataset, device: torch.device, max_batch_tokens: int = 16_384
 ) -> Logits:
-    """What the network says of every row, whole (no windows), in the rows' order: logits [N, C], or
-    whatever it has of each [N, …]."""
+    """Logits [N, C] of every row, whole (no windows), in the rows' order."""
     training = network.training
     network.eval()
-    batches, said = plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens), []
-    for rows in batches:
+    logits = np.zeros_like(dataset.targets)
+    for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
         input_ids, mask = collate(dataset, rows)
-        said.append(network(input_ids.to(device), mask.to(device)).float().cpu().numpy())
+        logits[rows] = network(input_ids.to(device), mask.to(device)).float().cpu().numpy()
     network.train(training)
-    if not batches:
-        return np.zeros_like(dataset.targets)
-    logits = np.concatenate(said)
-    logits[np.concatenate(batches)] = logits.copy()
     return logits
 
 

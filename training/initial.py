@@ -29,7 +29,7 @@ from training.train import BEST
 from training.vectors import token_vectors
 
 # Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
-OWN = ("linear.", "gate", "detector.")
+OWN = ("linear.", "detector.")
 
 
 @dataclass(frozen=True, slots=True)

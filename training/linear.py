@@ -88,7 +88,7 @@ class LinearClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C] of input_ids and attention_mask [B, S]."""
-        return self.part(input_ids, attention_mask).shares.sum(dim=1) + self.bias
+        return self.part(input_ids, attention_mask).sum(dim=1) + self.bias
 
     def shared(self, shares: Tensor) -> Self:
         """What features say in each domain and language times a share of its own, [K, L], and the
@@ -99,18 +99,6 @@ class LinearClassifier(nn.Module):
         of_domain.mul_(counted[..., None])
         bias = self.bias * shares.mean().to(self.bias)
         return type(self)(part, bias, self.spoken).requires_grad_(False)
-
-
-class DomainClassifier(nn.Module):
-    """How likely texts are of each domain, as a linear part tells."""
-
-    def __init__(self, part: LinearPart) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, K] of input_ids and attention_mask [B, S]."""
-        return self.part(input_ids, attention_mask).likely
 
 
 def most_telling(dataset: Dataset) -> Tensor:

@@ -14,7 +14,7 @@ from training.config import RunConfig
 from training.encoding import Encoded
 from training.evaluate import Labels, Logits, softmax
 from training.families import beginnings
-from training.linear import DomainClassifier, LinearClassifier
+from training.linear import LinearClassifier
 from training.train import Ranks
 
 ALIKE = 1e-3  # of the loss, what shares of one model that differ by 1 have to be worth
@@ -24,8 +24,8 @@ def with_linear_part(
     config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
 ) -> TextClassifier:
     """The fitted network and a linear part, with the shares and the bias of their sum that suit the
-    validation rows. What features say has a share in each domain and language, and the network one
-    in each domain: how far they may be trusted depends on how much was there to learn from.
+    validation rows. What features say has a share in each domain and language: how far it may be
+    trusted depends on how much was there to learn it from.
 
     Fitted one by one, because together the linear part, which learns faster, would leave the
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
@@ -43,20 +43,17 @@ def with_linear_part(
     ).to(where.device)
     kinds = domains, linear.spoken.shape[1]  # [K, L]
     each = torch.eye(math.prod(kinds)).unflatten(1, kinds)
-    features = [encoded.logits(linear.shared(one), where) for one in each]
-    likely = encoded.logits(DomainClassifier(linear.part), where)  # [N, K]
-    own = encoded.logits(network, where) - network.head.bias.detach().cpu().numpy()
-    layers = [of_domain[:, None] * own for of_domain in likely.T]
-    (deep, wide), bias = fit_sum([layers, features], encoded.truth, encoded.weights)
+    pieces = [encoded.logits(linear.shared(one), where) for one in each]
+    ((deep,), wide), bias = fit_sum(
+        [[encoded.logits(network, where)], pieces], encoded.truth, encoded.weights
+    )
     linear = linear.shared(torch.from_numpy(wide).unflatten(0, kinds))
     said = {f"linear.{name}": table for name, table in linear.part.state_dict().items()}
-    both = TextClassifier(shape.model_copy(update={"gated": domains > 1})).to(where.device)
-    gate = {"gate": torch.from_numpy(deep).float()} if domains > 1 else {}
-    both.load_state_dict(network.state_dict() | said | gate)
+    both = TextClassifier(shape).to(where.device)
+    both.load_state_dict(network.state_dict() | said)
     with torch.no_grad():
-        if not gate:
-            both.head.weight.mul_(float(deep[0]))
-        both.head.bias.copy_(linear.bias + torch.from_numpy(bias).to(where.device))
+        both.head.weight.mul_(deep)
+        both.head.bias.mul_(deep).add_(linear.bias).add_(torch.from_numpy(bias).to(where.device))
     return both
 
 

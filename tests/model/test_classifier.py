@@ -88,21 +88,3 @@ def test_padding_learns_nothing(network, padded):
 
 def test_what_is_saved_is_what_was_learnt(network):
     assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
-
-
-def test_a_gated_encoder_counts_by_how_likely_the_text_is_of_each_domain(padded):
-    shape = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16, "ngrams": 9}
-    network = random_network(classes=3, domains=2, gated=True, **shape)
-    with torch.no_grad():
-        network.gate[:] = torch.tensor([2.0, 0.5])
-        network.linear.domain.weight.zero_()
-        network.linear.prior[:] = torch.tensor([3.0, 1.0]).log()  # of four texts three
-    linear, found = network.linear(*padded).shares, network.explain(*padded)
-    network.linear = None
-    deep = network.explain(*padded)
-    share, bias = 0.75 * 2 + 0.25 * 0.5, network.head.bias
-    expected = share * (deep.logits - bias) + bias + linear.sum(dim=1)
-    torch.testing.assert_close(found.logits, expected)
-    for view in ("evidence", "contributions"):
-        own = getattr(found, view) - linear
-        torch.testing.assert_close(own, share * getattr(deep, view), atol=1e-6, rtol=1e-5)

@@ -12,8 +12,6 @@ from model.config import ModelConfig
         ({"layers": -1}, "greater than or equal to 0"),
         ({"classes": 1}, "greater than or equal to 2"),
         ({"dropout": 1.0}, "less than 1"),
-        ({"gated": True, "ngrams": 9}, "gated needs domains to tell apart: domains=1"),
-        ({"gated": True, "domains": 2}, "ngrams=0"),
         ({"colour": "red"}, "Extra inputs"),
     ],
 )

@@ -94,24 +94,6 @@ def test_where_rows_are_of_domains_so_is_the_linear_part():
     assert (predict(both, held_out, WHERE.device).argmax(1) == held_out.labels).mean() > 0.9
 
 
-def test_in_each_domain_the_layers_count_as_far_as_they_may_be_trusted():
-    sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
-    config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
-    one, other = (3, 31), (31, 59)  # domains of words of their own
-    train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
-    held_out = token_rows(400, ids=one).joined(token_rows(400, wrong=0.5, ids=other))
-    network = random_network(classes=2, **SHAPE | {"layers": 0})
-    with torch.no_grad():  # its layers know the words that tell
-        network.embedding.weight.zero_()
-        network.embedding.weight[3::28] = network.head.weight[0] - network.head.weight[1]
-        network.embedding.weight[4::28] = network.head.weight[1] - network.head.weight[0]
-        for matrix in (network.pooling.v_proj, network.pooling.out_proj):
-            matrix.weight.copy_(torch.eye(24))
-    domains = np.eye(2, dtype="f4")[np.arange(160) // 80]
-    both = with_linear_part(config, encoded(train, held_out, domains), network, WHERE)
-    assert both.gate[0] > 5 * both.gate[1] >= 0
-
-
 def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
     one, other = (3, 31), (31, 59)  # languages of words of their own
     train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
