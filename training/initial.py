@@ -11,14 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model.bundle import (
-    GRAPH,
-    MANIFEST,
-    TOKENIZER,
-    BundleError,
-    read_bundle,
-    sha256,
-)
+from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, read_bundle, sha256
 from model.classifier import TextClassifier
 from model.faults import faults
 from training.batches import Dataset
@@ -72,10 +65,11 @@ class Start:
         """The same, its head in the order of these labels; without one where they are others."""
         if self.origin is None or self.origin.labels == tuple(labels):
             return self
-        weights = {name: of for name, of in self.weights.items() if not name.startswith("head.")}
+        head = {name: of for name, of in self.weights.items() if name.startswith("head.")}
+        weights = {name: of for name, of in self.weights.items() if name not in head}
         if set(self.origin.labels) == set(labels):
             order = [self.origin.labels.index(label) for label in labels]
-            weights |= {name: of[order] for name, of in self.weights.items() if name not in weights}
+            weights |= {name: of[order] for name, of in head.items()}
         return dataclasses.replace(self, weights=weights)
 
 

@@ -17,12 +17,7 @@ from training.config import ConfigError, RunConfig
 from training.encoding import Encoded, corpus, encode, encode_splits
 from training.evaluate import measure_sets, predict, softmax
 from training.export import halve_weights
-from training.initial import (
-    Start,
-    begin_with,
-    begin_with_vectors,
-    drawn_back,
-)
+from training.initial import Start, begin_with, begin_with_vectors, drawn_back
 from training.objectives import Classification
 from training.origin import Origin
 from training.progress import Display
