@@ -37,7 +37,7 @@ class Origin(BaseModel):
                 rows=int(count) or splits.texts_of.get(source.name, 0),
                 license=source.license,
                 origin=source.origin,
-                domain=source.domain or "",
+                domain=source.domain,
             )
             for source, count in zip(splits.sources, counts, strict=True)
         ]
