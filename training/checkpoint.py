@@ -29,13 +29,7 @@ def save_checkpoint(
     path: Path, fingerprint: str, progress: Progress, states: dict[str, Any]
 ) -> None:
     """Write all of a run to `path`, whole or not at all."""
-    fresh = path.with_suffix(f".new-{os.getpid()}")
-    content = {"fingerprint": fingerprint, "progress": asdict(progress), "states": states}
-    with fresh.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    write_whole(path, {"fingerprint": fingerprint, "progress": asdict(progress), "states": states})
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Any]]:
@@ -51,3 +45,13 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, A
             f"{fingerprint}); choose another run folder or delete it"
         )
     return Progress(**progress), states
+
+
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write numbers and tensors to `path`: what was there stays until all that is new is there."""
+    fresh = path.with_suffix(f".new-{os.getpid()}")
+    with fresh.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -18,6 +18,17 @@ from training.sources import SourceConfig
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
 CHOICES = ("without", "only")  # of tables of a base
+# What tells no run from another, and what tells runs of the same steps apart.
+_ABOUT = {"name": True, "version": True, "license": True}
+_OF_SOURCE = {"__all__": {"linear", "domain"}}
+_AFTER = {
+    "weights": True,
+    "network": {"ngrams", "ends"},
+    "train": {"linear_strength", "baseline", "start_share"},
+    "sources": _OF_SOURCE,
+    "unlabelled": _OF_SOURCE,
+    "translated": {"__all__": {"linear"}},
+}
 
 
 class ConfigError(ValueError):
@@ -210,13 +221,18 @@ class RunConfig(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the run: a checkpoint goes on only under the configuration that made it.
+        """Identifies the run. The order of keys says nothing: TOML writes tables last. Nor does
+        what the bundle is called and allowed for."""
+        return self._digest(_ABOUT)
 
-        The order of keys says nothing: TOML writes tables last. Nor does what the bundle is called
-        and allowed for.
-        """
-        trained = self.model_dump(mode="json", exclude={"name", "version", "license"})
-        content = json.dumps(trained, sort_keys=True)
+    @property
+    def steps_fingerprint(self) -> str:
+        """Identifies the steps of the run: a checkpoint goes on only under the configuration that
+        made it, whatever is fitted after the last of them."""
+        return self._digest(_ABOUT | _AFTER)
+
+    def _digest(self, exclude: Mapping[str, Any]) -> str:
+        content = json.dumps(self.model_dump(mode="json", exclude=exclude), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

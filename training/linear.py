@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from model.config import ModelConfig
 from model.linear import ORDER, LinearPart, heard, ngram_hashes
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
+from training.checkpoint import CheckpointError, write_whole
 from training.families import Families
 from training.regression import fit_logistic
 
@@ -85,6 +88,37 @@ class LinearClassifier(nn.Module):
             part.domain.weight[:] = torch.from_numpy(of_token.T)
             part.prior[:] = torch.from_numpy(prior)
         return linear
+
+    @classmethod
+    def kept(cls, path: Path, identity: str) -> Self | None:
+        """What `keep` wrote there of a fit of this identity; None where it wrote none. Raises
+        `CheckpointError`."""
+        if not path.is_file():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if content["identity"] != identity:
+                return None
+            part = LinearPart(*content["shape"])
+            part.load_state_dict(content["part"])
+            linear = cls(part, content["bias"], content["spoken"])
+        except (RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path}: damaged: {error}; without it the fit is done anew"
+            ) from error
+        return linear.requires_grad_(False)
+
+    def keep(self, path: Path, identity: str) -> None:
+        """Write to `path` what `kept` reads."""
+        part = self.part
+        content = {
+            "identity": identity,
+            "shape": (part.vocab_size, part.ngrams, self.bias.numel(), part.domains, part.ends),
+            "part": part.state_dict(),
+            "bias": self.bias.data,
+            "spoken": self.spoken,
+        }
+        write_whole(path, content)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits [B, C] of input_ids and attention_mask [B, S]."""

@@ -57,7 +57,7 @@ def fit(
     alone = start is None and where.first and not Trainer.begun(run)
     if config.train.token_vectors and alone:
         begin_with_vectors(network, corpus(splits, encoded), config.train.seed)
-    identity = config.fingerprint
+    identity = config.steps_fingerprint
     if start is not None:
         start = start.speaking_of(splits.labels)
         begin_with(network, start)
@@ -76,7 +76,7 @@ def fit(
         drawn_back(network, start, config.train.start_share)
     if config.network.ngrams:
         display.say("fitting the linear part")
-        network = with_linear_part(config, encoded, network, where)
+        network = with_linear_part(config, encoded, network, run, where)
     return finish(config, splits, encoded, network, history, origin, out, where, display)
 
 

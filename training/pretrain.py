@@ -66,6 +66,6 @@ def pretrain(
         Replacer(texts, network.config.vocab_size, where.device),
         config.train.replaced_tokens,
     )
-    fingerprint = f"pretrain-{config.fingerprint}-{splits.digest}"
+    fingerprint = f"pretrain-{config.steps_fingerprint}-{splits.digest}"
     Trainer(network, batches, objective, config.train, fingerprint, run, where).fit(display, watch)
     display.say(f"{run / BEST} and {run / TOKENIZER} are what `fit --start-from {run}` begins with")

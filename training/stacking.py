@@ -1,7 +1,9 @@
 """The layers and the linear part as one sum."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,7 @@ import torch
 from scipy.optimize import minimize
 
 from model.classifier import TextClassifier
+from model.config import ModelConfig
 from training.calibrate import Weights, log_loss
 from training.config import RunConfig
 from training.encoding import Encoded
@@ -17,11 +20,12 @@ from training.families import beginnings
 from training.linear import LinearClassifier
 from training.train import Ranks
 
+LINEAR = "linear.pt"  # of a run folder, beside the checkpoint
 ALIKE = 1e-3  # of the loss, what shares of one model that differ by 1 have to be worth
 
 
 def with_linear_part(
-    config: RunConfig, encoded: Encoded, network: TextClassifier, where: Ranks
+    config: RunConfig, encoded: Encoded, network: TextClassifier, run: Path, where: Ranks
 ) -> TextClassifier:
     """The fitted network and a linear part, with the shares and the bias of their sum that suit the
     validation rows. What features say has a share in each domain and language: how far it may be
@@ -30,17 +34,25 @@ def with_linear_part(
     Fitted one by one, because together the linear part, which learns faster, would leave the
     encoder only what no one can learn; and not to what a teacher labelled, because a linear teacher
     has nothing to tell a linear part.
+
+    The run folder keeps the linear part. Its fit draws nothing: another run over the same rows,
+    as another seed is, needs none where it finds this one's file in its own folder.
     """
     domains = max(1, len(config.domains))
     shape = network.config.model_copy(update={"ngrams": config.network.ngrams, "domains": domains})
-    linear = LinearClassifier.fit(
-        encoded.linear,
-        shape,
-        config.train.linear_strength,
-        encoded.domains,
-        encoded.languages,
-        beginnings(encoded.tokenizer.pieces),
-    ).to(where.device)
+    identity = _identity(encoded, shape, config.train.linear_strength)
+    linear = LinearClassifier.kept(run / LINEAR, identity)
+    if linear is None:
+        linear = LinearClassifier.fit(
+            encoded.linear,
+            shape,
+            config.train.linear_strength,
+            encoded.domains,
+            encoded.languages,
+            beginnings(encoded.tokenizer.pieces),
+        )
+        linear.keep(run / LINEAR, identity)
+    linear = linear.to(where.device)
     kinds = domains, linear.spoken.shape[1]  # [K, L]
     each = torch.eye(math.prod(kinds)).unflatten(1, kinds)
     pieces = [encoded.logits(linear.shared(one), where) for one in each]
@@ -55,6 +67,16 @@ def with_linear_part(
         both.head.weight.mul_(deep)
         both.head.bias.mul_(deep).add_(linear.bias).add_(torch.from_numpy(bias).to(where.device))
     return both
+
+
+def _identity(encoded: Encoded, shape: ModelConfig, strength: float) -> str:
+    """Tells one fit of a linear part from another, 16 hex digits."""
+    rows, domains = encoded.linear, encoded.domains
+    found = hashlib.sha256(f"{strength} {shape.ngrams} {shape.domains} {shape.ends}".encode())
+    found.update("\0".join(encoded.tokenizer.pieces).encode())
+    for of_rows in (rows.ids, rows.starts, rows.targets, encoded.languages, domains):
+        found.update(b"" if of_rows is None else np.ascontiguousarray(of_rows).tobytes())
+    return found.hexdigest()[:16]
 
 
 def fit_sum(

@@ -162,6 +162,24 @@ def test_what_trains_identifies_a_run_and_not_what_the_bundle_is_called(tmp_path
     assert plain == load_config(path, called).fingerprint
 
 
+@pytest.mark.parametrize(
+    ("changed", "same_steps"),
+    [
+        ({"train.linear_strength": 9.0}, True),
+        ({"network.ngrams": 64}, True),
+        ({"train.baseline": False}, True),
+        ({"sources": [{"name": "s", "path": "s.csv", "linear": 0.5, "domain": "d"}]}, True),
+        ({"sources": [{"name": "s", "path": "s.csv", "epochs": 0.5}]}, False),
+        ({"train.learning_rate": 0.1}, False),
+    ],
+)
+def test_what_is_fitted_after_the_steps_leaves_them_as_they_are(changed, same_steps):
+    config = RunConfig.model_validate({"sources": [{"name": "s", "path": "s.csv"}]})
+    other = overlaid(config, changed)
+    assert other.fingerprint != config.fingerprint
+    assert (other.steps_fingerprint == config.steps_fingerprint) is same_steps
+
+
 RUNS = sorted(
     path
     for path in CONFIGS.glob("*.toml")

@@ -11,11 +11,12 @@ import torch
 from model.tokenizer import Encoding
 from tests.networks import VOCABULARY, random_network
 from training.batches import Dataset
-from training.config import RunConfig
+from training.checkpoint import CheckpointError
+from training.config import RunConfig, overlaid
 from training.encoding import Encoded
 from training.evaluate import predict, softmax
-from training.linear import Domains, Languages
-from training.stacking import fit_sum, with_linear_part
+from training.linear import Domains, Languages, LinearClassifier
+from training.stacking import LINEAR, fit_sum, with_linear_part
 from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
@@ -55,9 +56,9 @@ def encoded(
     return Encoded(tokenizer, train, train, domains, languages, {"held out": held_out})
 
 
-def test_a_linear_part_joins_with_the_share_that_it_earns():
+def test_a_linear_part_joins_with_the_share_that_it_earns(tmp_path):
     network, train, held_out = random_network(classes=2, **SHAPE), token_rows(80), token_rows(40)
-    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
+    both = with_linear_part(CONFIG, encoded(train, held_out), network, tmp_path, WHERE)
     deep, together = (predict(one, held_out, WHERE.device) for one in (network, both))
     right = [(logits.argmax(1) == held_out.labels).mean() for logits in (together, deep)]
     assert right[0] > 0.9 > right[1]
@@ -69,39 +70,62 @@ def test_a_linear_part_joins_with_the_share_that_it_earns():
     np.testing.assert_allclose(np.polyval(line, before), after, atol=1e-4)
 
 
-def test_words_that_begin_alike_are_expected_to_say_alike():
+def test_a_linear_part_is_fitted_once_for_the_same_rows(tmp_path, monkeypatch):
+    train, other, held_out = token_rows(80), token_rows(60), token_rows(40)
+    network = random_network(classes=2, **SHAPE)
+    first = with_linear_part(CONFIG, encoded(train, held_out), network, tmp_path, WHERE)
+    fits = []
+    fit = LinearClassifier.fit
+    monkeypatch.setattr(LinearClassifier, "fit", lambda *rest: fits.append(rest) or fit(*rest))
+    again = with_linear_part(CONFIG, encoded(train, held_out), network, tmp_path, WHERE)
+    assert not fits
+    for name, weight in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    with_linear_part(CONFIG, encoded(other, held_out), network, tmp_path, WHERE)
+    assert len(fits) == 1
+    stronger = overlaid(CONFIG, {"train.linear_strength": 9.0})
+    with_linear_part(stronger, encoded(other, held_out), network, tmp_path, WHERE)
+    assert len(fits) == 2
+    (tmp_path / LINEAR).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"(?s)linear\.pt: damaged: .*fit is done anew"):
+        with_linear_part(stronger, encoded(other, held_out), network, tmp_path, WHERE)
+
+
+def test_words_that_begin_alike_are_expected_to_say_alike(tmp_path):
     train, held_out = (token_rows(count, ids=(3, 59)) for count in (80, 40))
     once = np.flatnonzero(train.labels)[0]
     train.ids[train.starts[once] + 2] = 59  # in place of 4, which tells the second class
     said = []
     for pieces in (PIECES, [*PIECES[:59], PIECES[4]]):
         network = random_network(classes=2, **SHAPE)
-        both = with_linear_part(CONFIG, encoded(train, held_out, pieces=pieces), network, WHERE)
+        both = with_linear_part(
+            CONFIG, encoded(train, held_out, pieces=pieces), network, tmp_path, WHERE
+        )
         said.append(both.linear.weight.weight[[4, 59], 0].tolist())
     apart, kin = said
     assert apart[0] < 0
     assert kin[1] < 2 * apart[1] < 0
 
 
-def test_where_rows_are_of_domains_so_is_the_linear_part():
+def test_where_rows_are_of_domains_so_is_the_linear_part(tmp_path):
     sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
     config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
     train, held_out = token_rows(80), token_rows(40)
     domains = np.eye(2, dtype="f4")[np.arange(80) // 40]
     network = random_network(classes=2, **SHAPE)
-    both = with_linear_part(config, encoded(train, held_out, domains), network, WHERE)
+    both = with_linear_part(config, encoded(train, held_out, domains), network, tmp_path, WHERE)
     assert both.config.domains == 2
     assert (predict(both, held_out, WHERE.device).argmax(1) == held_out.labels).mean() > 0.9
 
 
-def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
+def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted(tmp_path):
     one, other = (3, 31), (31, 59)  # languages of words of their own
     train = token_rows(80, ids=one).joined(token_rows(80, ids=other))
     trusted, doubted = token_rows(400, ids=one), token_rows(400, wrong=0.3, ids=other)
     sure = {}
     for languages in (["en"] * 160, ["en"] * 80 + ["pt"] * 80):
         held = encoded(train, trusted.joined(doubted), languages=np.array(languages))
-        both = with_linear_part(CONFIG, held, random_network(classes=2, **SHAPE), WHERE)
+        both = with_linear_part(CONFIG, held, random_network(classes=2, **SHAPE), tmp_path, WHERE)
         answers = (softmax(predict(both, rows, WHERE.device)) for rows in (trusted, doubted))
         sure[len({*languages})] = [answer.max(axis=1).mean() for answer in answers]
     assert sure[2] == pytest.approx([0.99, 0.7], abs=0.03)
@@ -109,23 +133,23 @@ def test_in_each_language_the_linear_part_counts_as_far_as_it_may_be_trusted():
     assert sure[1][1] > 0.75
 
 
-def test_a_class_that_no_row_is_of_is_never_the_answer():
+def test_a_class_that_no_row_is_of_is_never_the_answer(tmp_path):
     train, held_out = (
         dataclasses.replace(rows, targets=np.pad(rows.targets, ((0, 0), (0, 1))))
         for rows in (token_rows(80), token_rows(40))
     )
     network = random_network(classes=3, **SHAPE)
-    both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
+    both = with_linear_part(CONFIG, encoded(train, held_out), network, tmp_path, WHERE)
     assert softmax(predict(both, held_out, WHERE.device))[:, 2].max() < 1e-6
 
 
-def test_a_bias_that_the_network_came_with_makes_no_difference():
+def test_a_bias_that_the_network_came_with_makes_no_difference(tmp_path):
     train, held_out = token_rows(80), token_rows(200, wrong=0.2)
     answers = []
     for bias in ([0.0, 0.0], [-3.0, 3.0]):  # a bundle's bias is that of a sum already
         network = random_network(classes=2, **SHAPE)
         network.head.bias.data = torch.tensor(bias)
-        both = with_linear_part(CONFIG, encoded(train, held_out), network, WHERE)
+        both = with_linear_part(CONFIG, encoded(train, held_out), network, tmp_path, WHERE)
         answers.append(softmax(predict(both, held_out, WHERE.device)))
     np.testing.assert_allclose(*answers, atol=0.01)
 
