@@ -23,13 +23,14 @@ from training.encoding import encode
 from training.evaluate import measure, predict_bundle
 from training.export import ExportError
 from training.formats import DataError
+from training.labelling import Ensemble, label
 from training.page import page
 from training.pipeline import fit
 from training.pretrain import pretrain
 from training.progress import Display
 from training.recalibration import recalibrate
 from training.rows import Rows
-from training.sources import SourceConfig, read_rows
+from training.sources import SourceConfig, read_rows, read_texts
 from training.train import Ranks, ranks
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_pretrain(commands)
+    _add_label(commands)
     _add_evaluate(commands)
     _add_calibrate(commands)
     _add_check(commands)
@@ -110,6 +112,34 @@ def _add_pretrain(commands: Any) -> None:
     )
     _add_tensorboard(command)
     command.set_defaults(run=_pretrain)
+
+
+def _add_label(commands: Any) -> None:
+    command = commands.add_parser(
+        "label",
+        help="let bundles label texts for `fit` to read",
+        description="Write each text of a file and the share of each class in its label, the mean "
+        "of what bundles say, as a source for `realce-train fit`: a network that reads many texts "
+        "so learns what several know, or what a larger one does.",
+    )
+    command.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of a bundle"
+    )
+    command.add_argument("--texts", required=True, metavar="FILE", help="file of texts")
+    command.add_argument("--text-column", default="text", help="column of the text (default: text)")
+    command.add_argument(
+        "--unit",
+        choices=("text", "sentences"),
+        default="text",
+        help="'sentences': label each sentence, by its text's label and its own",
+    )
+    command.add_argument("--strip-html", action="store_true", help="turn <br /> into a space")
+    command.add_argument("--limit", type=int, metavar="N", help="read the first N texts only")
+    command.add_argument(
+        "--out", type=Path, required=True, help="file to write, with a name that ends in .jsonl.gz"
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.set_defaults(run=_label)
 
 
 def _add_tune(commands: Any) -> None:
@@ -397,6 +427,22 @@ def _bundle_and_rows(options: argparse.Namespace) -> tuple[Bundle, Rows, str]:
     bundle, source = read_bundle(options.bundle), _source(options.data, options)
     rows, _, _ = read_rows(source, bundle.manifest.labels, Path())
     return bundle, rows, source.name
+
+
+def _label(options: argparse.Namespace) -> int:
+    texts = read_texts(
+        SourceConfig(
+            name=options.texts,
+            path=options.texts,
+            text=options.text_column,
+            strip_html=options.strip_html,
+            limit=options.limit,
+        ),
+        Path(),
+    )
+    ensemble = Ensemble.of([read_bundle(place) for place in options.bundles])
+    label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from training.formats import DataError, read_file, read_hub
 from training.rows import Rows, excluded
 
 MAX_DISCOVERED = 256
+ROUNDED = 1e-3  # what shares may miss 1 by together, being written with few digits
 PLACE = "{text}"  # where a frame says the text
 
 Shares = Mapping[str, float]  # by class, sums to 1
@@ -43,7 +44,11 @@ class SourceConfig(BaseModel):
     hub_config: str | None = None
     hub_split: str = "train"
     text: str = Field("text", description="Column of the text.")
-    label: str = Field("label", description="Column of the label.")
+    label: str = Field(
+        "label",
+        description="Column of the label: its name or, in JSONL and Parquet, each name's share of "
+        "it, as `realce-train label` writes them.",
+    )
     labels: dict[str, str | dict[str, float] | Literal[False] | None] | None = Field(
         None,
         description="Name of each label value, or each name's share of it; false leaves its rows "
@@ -122,9 +127,7 @@ class SourceConfig(BaseModel):
     @classmethod
     def _whole(cls, labels: dict[str, Any] | None) -> dict[str, Any] | None:
         for value, shares in (labels or {}).items():
-            if isinstance(shares, dict) and (
-                min(shares.values(), default=-1) < 0 or not math.isclose(sum(shares.values()), 1)
-            ):
+            if isinstance(shares, dict) and not _are_shares(shares):
                 raise ValueError(f"{value!r}: the shares {shares} do not sum to 1")
         return labels
 
@@ -147,7 +150,10 @@ def read_rows(
     shares: list[Shares] = []
     dropped: Counter[str] = Counter()
     for place, raw, value, marked in _records(source, base):
-        share = _shares(source, labels, value)
+        try:
+            share = _shares(source, labels, value)
+        except ValueError as error:
+            raise DataError(f"{where}: {place}: {source.label}={value!r:.80}: {error}") from error
         if share is None:
             dropped["left-out label"] += 1
             continue
@@ -232,13 +238,23 @@ def read_keys(path: Path) -> frozenset[str]:
 
 
 def _shares(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) -> Shares | None:
-    """What share of the label each class has; None: leave the row out; none: not known."""
-    key = str(value).strip()
-    name = key if source.labels is None else source.labels.get(key, "")
+    """What share of the label each class has; None: leave the row out; none: not known. Raises
+    `ValueError` where a row says shares of its own and they are none."""
+    name = value
+    if source.labels is not None or not isinstance(value, dict):
+        key = str(value).strip()
+        name = key if source.labels is None else source.labels.get(key, "")
+    elif not _are_shares(value):
+        raise ValueError("the shares of a label are numbers that sum to 1")
     if name is None or name is False:
         return None
     shares = name if isinstance(name, dict) else {name: 1.0}
     return shares if all(labels is None or one in labels for one in shares) and name else {}
+
+
+def _are_shares(shares: Mapping[str, Any]) -> bool:
+    numbers = [one for one in shares.values() if isinstance(one, int | float) and one >= 0]
+    return len(numbers) == len(shares) and math.isclose(sum(numbers), 1, abs_tol=ROUNDED)
 
 
 def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""What trusted rows say of other texts (self-training, Yarowsky 1995)."""
+"""What trusted rows, or a model that has learnt from them, say of other texts (self-training,
+Yarowsky 1995)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,23 @@ AGREES = 0.8
 Shares = npt.NDArray[np.float32]  # [N, C], each row sums to 1
 
 
+class Model(Protocol):
+    """Who tells."""
+
+    def probabilities(self, texts: Sequence[str]) -> Shares:
+        """Of each class, [N, C] of texts [N]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A linear model of trusted rows; tells of texts and of sentences in their text."""
+    """Tells of texts and of sentences in their text."""
 
-    model: LinearBaseline
+    model: Model
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
-        """Learn from these rows."""
+        """A linear model of these rows."""
         return cls(LinearBaseline.fit(rows.texts, rows.targets))
 
     def label(self, texts: Sequence[str]) -> Shares:

@@ -382,3 +382,31 @@ def test_nothing_made_of_a_held_out_text_is_left(listed, tmp_path):
     rows, _, _ = read_rows(source, None, Path(), frozenset({row_key(listed)}))
     assert not [text for text in rows.texts if "One of them" in text]
     assert "They say: Nor like this one." in rows.texts
+
+
+def test_a_row_may_say_each_class_its_share(tmp_path):
+    path = tmp_path / "shares.jsonl"
+    labels = [{"bad": 0.25, "good": 0.75}, {"good": 1}, "bad"]
+    path.write_text("".join(json.dumps({"text": "t", "label": one}) + "\n" for one in labels))
+    rows, classes, _ = read(path)
+    assert classes == ("bad", "good")
+    np.testing.assert_array_equal(rows.targets, [[0.25, 0.75], [0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ({"bad": 0.5, "good": 0.6}, "shares of a label are numbers that sum to 1"),
+        ({"bad": -0.5, "good": 1.5}, "shares of a label are numbers that sum to 1"),
+        ({"bad": "0.5", "good": 0.5}, "shares of a label are numbers that sum to 1"),
+        ({"bad": None, "good": 1}, "shares of a label are numbers that sum to 1"),
+        ({}, "shares of a label are numbers that sum to 1"),
+        ({"fine": 1}, r"known are \['bad', 'good'\]"),
+    ],
+)
+def test_shares_that_are_none_are_refused_where_they_stand(label, reason, tmp_path):
+    path = tmp_path / "shares.jsonl"
+    rows = [{"text": "t", "label": "bad"}, {"text": "t", "label": label}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"line 2: label={{.*{reason}"):
+        read(path, ("bad", "good"))

@@ -1,0 +1,88 @@
+"""Labels by bundles, from texts to a file that `fit` reads."""
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from model.bundle import read_bundle
+from training.__main__ import main
+from training.config import ConfigError
+from training.labelling import Ensemble
+from training.sources import SourceConfig, read_rows
+
+TEXTS = "text\nA wonderful story. A perfect ending.\nO bolo estava seco<br />e doce demais.\n"
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    path = tmp_path / "texts.csv"
+    path.write_text(TEXTS, encoding="utf-8")
+    return path
+
+
+def label(bundles, texts, out, *options) -> int:
+    return main(["label", *map(str, bundles), "--texts", str(texts), "--out", str(out), *options])
+
+
+def lines(path: Path) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_several_bundles_say_the_mean_of_what_each_says(bundle, monkeypatch):
+    said = iter(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], "f4"))
+    monkeypatch.setattr("training.labelling.predict_bundle", lambda *_: next(said))
+    mean = Ensemble.of([bundle, bundle]).probabilities(["text"])
+    np.testing.assert_allclose(mean, [[0.65, 0.35]], rtol=1e-6)
+
+
+def test_what_is_labelled_is_a_source_to_train_on(tiny_bundle, texts, tmp_path):
+    out = tmp_path / "labelled.jsonl.gz"
+    assert label([tiny_bundle, tiny_bundle], texts, out, "--strip-html", "--quiet") == 0
+    source = SourceConfig(name="labelled", path=str(out))
+    labels = read_bundle(tiny_bundle).manifest.labels
+    rows, _, dropped = read_rows(source, labels, Path())
+    assert rows.texts[1] == "O bolo estava seco e doce demais."
+    assert not dropped
+    own = Ensemble.of([read_bundle(tiny_bundle)]).probabilities(rows.texts)
+    np.testing.assert_allclose(rows.targets, own, atol=1e-4)
+    found, classes, _ = read_rows(source, None, Path())
+    assert classes == tuple(sorted(labels))
+    assert found.targets.shape == rows.targets.shape
+
+
+def test_sentences_are_labelled_one_by_one(tiny_bundle, texts, tmp_path):
+    out = tmp_path / "labelled.jsonl.gz"
+    assert label([tiny_bundle], texts, out, "--unit", "sentences", "--limit", "1", "--quiet") == 0
+    found = lines(out)
+    assert [row["text"] for row in found] == ["A wonderful story.", "A perfect ending."]
+    assert all(set(row["label"]) == {"negative", "positive"} for row in found)
+    assert all(sum(row["label"].values()) == pytest.approx(1, abs=1e-3) for row in found)
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("labelled.csv", "has to end in .jsonl.gz"),
+        ("none/labelled.jsonl.gz", "there is no folder"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_before_the_work(
+    out, reason, tiny_bundle, texts, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("training.labelling.predict_bundle", None)
+    assert label([tiny_bundle], texts, tmp_path / out) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_bundles_of_other_classes_are_no_ensemble():
+    one, other = (
+        SimpleNamespace(path=name, manifest=SimpleNamespace(labels=labels))
+        for name, labels in (("a", ("bad", "good")), ("b", ("good", "bad")))
+    )
+    with pytest.raises(ConfigError, match=r"b: labels=\['good', 'bad'\], and a has"):
+        Ensemble.of([one, other])

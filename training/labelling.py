@@ -1,0 +1,84 @@
+"""What bundles say of texts that nobody has labelled, as a file that `fit` reads."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from model.bundle import Bundle
+from training.batches import Dataset
+from training.config import ConfigError
+from training.evaluate import predict_bundle
+from training.progress import Display
+from training.teacher import Shares, Teacher
+
+SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Bundles as one model: the mean of their calibrated probabilities (deep ensembles,
+    Lakshminarayanan, Pritzel and Blundell 2017, section 2.4)."""
+
+    bundles: tuple[Bundle, ...]
+
+    @classmethod
+    def of(cls, bundles: Sequence[Bundle]) -> Self:
+        """Raises `ConfigError` where bundles tell other classes apart than the first."""
+        first, *others = bundles
+        for one in others:
+            if one.manifest.labels != first.manifest.labels:
+                raise ConfigError(
+                    f"{one.path}: labels={list(one.manifest.labels)}, and {first.path} has "
+                    f"{list(first.manifest.labels)}"
+                )
+        return cls(tuple(bundles))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        return self.bundles[0].manifest.labels
+
+    def probabilities(self, texts: Sequence[str]) -> Shares:
+        """Probabilities [N, C] of texts [N]."""
+        said = []
+        for bundle in self.bundles:
+            encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
+            said.append(predict_bundle(bundle, Dataset.encode(encodings)))
+        return np.mean(said, axis=0)
+
+
+def label(
+    ensemble: Ensemble,
+    texts: Sequence[str],
+    unit: Literal["text", "sentences"],
+    out: Path,
+    display: Display,
+) -> None:
+    """Write into `out` each text, or each sentence under its text's word and its own, and the share
+    of each class in its label (knowledge distillation, Hinton, Vinyals and Dean 2015).
+
+    Raises `ConfigError` where `out` cannot be.
+    """
+    if not out.name.endswith(SUFFIX):
+        raise ConfigError(f"--out {out}: the name has to end in {SUFFIX}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    display.say(f"{len(texts):,} texts for {len(ensemble.bundles)} bundle(s) to label")
+    teacher, rows = Teacher(ensemble), list(texts)
+    if unit == "sentences":
+        rows, shares = teacher.label_sentences(texts)
+    else:
+        shares = teacher.label(texts)
+    try:
+        with gzip.open(out, "wt", encoding="utf-8") as file:
+            for text, of_text in zip(rows, shares.astype(float).round(4).tolist(), strict=True):
+                label = dict(zip(ensemble.labels, of_text, strict=True))
+                file.write(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
+    display.say(f"wrote {out}, {len(rows):,} rows")
