@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, load_config
+from training.config import ConfigError, RunConfig, load_config, overlaid
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
@@ -196,9 +196,9 @@ def test_committed_runs_are_read(path: Path):
         assert source.origin
 
 
-def test_the_open_run_is_the_embedded_one_without_what_forbids_commerce():
+def test_the_open_run_is_the_labelled_one_without_what_forbids_commerce():
     whole, part = (
-        load_config(CONFIGS / f"{name}.toml", {}) for name in ("embedded", "embedded-open")
+        load_config(CONFIGS / f"{name}.toml", {}) for name in ("labelled", "embedded-open")
     )
     assert part.train == whole.train
     assert part.unlabelled == whole.unlabelled
