@@ -13,6 +13,7 @@ from model.bundle import Bundle
 from training.batches import Dataset
 from training.config import ConfigError
 from training.evaluate import predict_bundle
+from training.formats import DataError
 from training.progress import Display
 from training.teacher import Shares, Teacher
 
@@ -62,7 +63,7 @@ def label(
     """Write into `out` each text, or each sentence under its text's word and its own, and the share
     of each class in its label (knowledge distillation, Hinton, Vinyals and Dean 2015).
 
-    Raises `ConfigError` where `out` cannot be.
+    Raises `ConfigError` where `out` cannot be, `DataError` where nothing is there to label.
     """
     if not out.name.endswith(SUFFIX):
         raise ConfigError(f"--out {out}: the name has to end in {SUFFIX}")
@@ -74,6 +75,8 @@ def label(
         rows, shares = teacher.label_sentences(texts)
     else:
         shares = teacher.label(texts)
+    if not rows:
+        raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
     try:
         with gzip.open(out, "wt", encoding="utf-8") as file:
             for text, of_text in zip(rows, shares.astype(float).round(4).tolist(), strict=True):

@@ -79,6 +79,16 @@ def test_a_file_that_cannot_be_is_refused_before_the_work(
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("unit", "count"), [("text", 0), ("sentences", 1)])
+def test_nothing_to_label_is_refused(unit, count, tiny_bundle, tmp_path, capsys):
+    texts, out = tmp_path / "texts.csv", tmp_path / "labelled.jsonl.gz"
+    texts.write_text("text\n" + "Too short\n" * count, encoding="utf-8")
+    assert label([tiny_bundle], texts, out, "--unit", unit) == 2
+    said = f"--texts: {count} texts have nothing to label, --unit {unit}"
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_bundles_of_other_classes_are_no_ensemble():
     one, other = (
         SimpleNamespace(path=name, manifest=SimpleNamespace(labels=labels))
