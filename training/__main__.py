@@ -8,7 +8,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from rich.console import Console
@@ -30,7 +30,7 @@ from training.pretrain import pretrain
 from training.progress import Display
 from training.recalibration import recalibrate
 from training.rows import Rows
-from training.sources import SourceConfig, read_rows, read_texts
+from training.sources import SourceConfig, Unit, read_rows, read_texts
 from training.train import Ranks, ranks
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _add_label(commands: Any) -> None:
     command.add_argument("--text-column", default="text", help="column of the text (default: text)")
     command.add_argument(
         "--unit",
-        choices=("text", "sentences"),
+        choices=get_args(Unit),
         default="text",
         help="'sentences': label each sentence, by its text's label and its own",
     )
@@ -430,16 +430,13 @@ def _bundle_and_rows(options: argparse.Namespace) -> tuple[Bundle, Rows, str]:
 
 
 def _label(options: argparse.Namespace) -> int:
-    texts = read_texts(
-        SourceConfig(
-            name=options.texts,
-            path=options.texts,
-            text=options.text_column,
-            strip_html=options.strip_html,
-            limit=options.limit,
-        ),
-        Path(),
+    source = SourceConfig(
+        **_place(options.texts),
+        text=options.text_column,
+        strip_html=options.strip_html,
+        limit=options.limit,
     )
+    texts = read_texts(source, Path())
     ensemble = Ensemble.of([read_bundle(place) for place in options.bundles])
     label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))
     return 0
@@ -481,7 +478,6 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _source(data: str, options: argparse.Namespace) -> SourceConfig:
-    hub = data.removeprefix("hub:") if data.startswith("hub:") else None
     names: dict[str, str | None] = {}
     for assignment in options.label:
         value, sign, name = assignment.partition("=")
@@ -489,14 +485,20 @@ def _source(data: str, options: argparse.Namespace) -> SourceConfig:
             raise ConfigError(f"--label {assignment}: must be VALUE=NAME")
         names[value] = name or None
     return SourceConfig(
-        name=Path(data).name.split(".")[0] if hub is None else hub,
-        path=None if hub else str(Path(data).absolute()),
-        hub=hub,
+        **_place(data),
         text=options.text_column,
         label=options.label_column,
         labels=names or None,
         language=options.language,
     )
+
+
+def _place(data: str) -> dict[str, Any]:
+    """What a source says of where its rows are: in a file, or on a hub."""
+    if data.startswith("hub:"):
+        hub = data.removeprefix("hub:")
+        return {"name": hub, "hub": hub}
+    return {"name": Path(data).name.split(".")[0], "path": str(Path(data).absolute())}
 
 
 def _toml_value(text: str) -> Any:

@@ -1,7 +1,9 @@
 """A run on disk, such that going on is the same as never having stopped."""
 
+import contextlib
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,17 +36,25 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Any]]:
     """Read back what `save_checkpoint` wrote under the same configuration."""
-    try:
+    with damage_told(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
         found, progress, states = (content[k] for k in ("fingerprint", "progress", "states"))
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
     if found != fingerprint:
         raise CheckpointError(
             f"{path}: belongs to another configuration or other data ({found}, this run is "
             f"{fingerprint}); choose another run folder or delete it"
         )
     return Progress(**progress), states
+
+
+@contextlib.contextmanager
+def damage_told(path: Path, advice: str = "") -> Iterator[None]:
+    """Around the reading of what `write_whole` wrote: raises `CheckpointError` where it is broken,
+    with what to do about it, if anything."""
+    try:
+        yield
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}{advice}") from error
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:

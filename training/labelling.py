@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from training.config import ConfigError
 from training.evaluate import predict_bundle
 from training.formats import DataError
 from training.progress import Display
+from training.sources import Unit
 from training.teacher import Shares, Teacher
 
 SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
@@ -56,7 +57,7 @@ class Ensemble:
 def label(
     ensemble: Ensemble,
     texts: Sequence[str],
-    unit: Literal["text", "sentences"],
+    unit: Unit,
     out: Path,
     display: Display,
 ) -> None:
@@ -70,18 +71,15 @@ def label(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     display.say(f"{len(texts):,} texts for {len(ensemble.bundles)} bundle(s) to label")
-    teacher, rows = Teacher(ensemble), list(texts)
-    if unit == "sentences":
-        rows, shares = teacher.label_sentences(texts)
-    else:
-        shares = teacher.label(texts)
+    rows, shares = Teacher(ensemble).label_units(unit, texts)
     if not rows:
         raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
     try:
         with gzip.open(out, "wt", encoding="utf-8") as file:
             for text, of_text in zip(rows, shares.astype(float).round(4).tolist(), strict=True):
-                label = dict(zip(ensemble.labels, of_text, strict=True))
-                file.write(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
+                by_class = dict(zip(ensemble.labels, of_text, strict=True))
+                row = {"text": text, "label": by_class}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
     display.say(f"wrote {out}, {len(rows):,} rows")

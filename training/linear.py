@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Self
 
 import numpy as np
@@ -18,7 +17,7 @@ from model.config import ModelConfig
 from model.linear import ORDER, LinearPart, heard, ngram_hashes
 from model.tokenizer import PAD_ID
 from training.batches import Dataset
-from training.checkpoint import CheckpointError, write_whole
+from training.checkpoint import damage_told, write_whole
 from training.families import Families
 from training.regression import fit_logistic
 
@@ -95,18 +94,13 @@ class LinearClassifier(nn.Module):
         `CheckpointError`."""
         if not path.is_file():
             return None
-        try:
+        with damage_told(path, "; without it the fit is done anew"):
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content["identity"] != identity:
                 return None
             part = LinearPart(*content["shape"])
             part.load_state_dict(content["part"])
-            linear = cls(part, content["bias"], content["spoken"])
-        except (RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path}: damaged: {error}; without it the fit is done anew"
-            ) from error
-        return linear.requires_grad_(False)
+            return cls(part, content["bias"], content["spoken"]).requires_grad_(False)
 
     def keep(self, path: Path, identity: str) -> None:
         """Write to `path` what `kept` reads."""

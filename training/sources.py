@@ -23,10 +23,11 @@ from training.formats import DataError, read_file, read_hub
 from training.rows import Rows, excluded
 
 MAX_DISCOVERED = 256
-ROUNDED = 1e-3  # what shares may miss 1 by together, being written with few digits
+ROUNDED = 1e-3  # what a row's shares may miss 1 by together, being written with few digits
 PLACE = "{text}"  # where a frame says the text
 
 Shares = Mapping[str, float]  # by class, sums to 1
+Unit = Literal["text", "sentences"]  # what of a text is a row
 
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -57,7 +58,7 @@ class SourceConfig(BaseModel):
     language: str = "und"
     license: str = "unspecified"
     origin: str = ""
-    unit: Literal["text", "sentences"] = Field(
+    unit: Unit = Field(
         "text", description="'sentences': each sentence under its text's label (weak labels)."
     )
     passages: str | None = Field(
@@ -127,7 +128,7 @@ class SourceConfig(BaseModel):
     @classmethod
     def _whole(cls, labels: dict[str, Any] | None) -> dict[str, Any] | None:
         for value, shares in (labels or {}).items():
-            if isinstance(shares, dict) and not _are_shares(shares):
+            if isinstance(shares, dict) and not _are_shares(shares, within=0):
                 raise ValueError(f"{value!r}: the shares {shares} do not sum to 1")
         return labels
 
@@ -244,7 +245,7 @@ def _shares(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) ->
     if source.labels is not None or not isinstance(value, dict):
         key = str(value).strip()
         name = key if source.labels is None else source.labels.get(key, "")
-    elif not _are_shares(value):
+    elif not _are_shares(value, within=ROUNDED):
         raise ValueError("the shares of a label are numbers that sum to 1")
     if name is None or name is False:
         return None
@@ -252,9 +253,10 @@ def _shares(source: SourceConfig, labels: tuple[str, ...] | None, value: Any) ->
     return shares if all(labels is None or one in labels for one in shares) and name else {}
 
 
-def _are_shares(shares: Mapping[str, Any]) -> bool:
+def _are_shares(shares: Mapping[str, Any], within: float) -> bool:
+    """Are these numbers that sum to 1 `within` so much?"""
     numbers = [one for one in shares.values() if isinstance(one, int | float) and one >= 0]
-    return len(numbers) == len(shares) and math.isclose(sum(numbers), 1, abs_tol=ROUNDED)
+    return len(numbers) == len(shares) and math.isclose(sum(numbers), 1, abs_tol=within)
 
 
 def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> None:

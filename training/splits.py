@@ -139,11 +139,7 @@ class _Teachers:
     def label(self, source: UnlabelledConfig, number: int, texts: list[str]) -> Rows:
         """Rows of source `number` out of unlabelled texts; what the teacher is unsure of is left
         out."""
-        teacher = self._of(source)
-        if source.unit == "sentences":
-            texts, targets = teacher.label_sentences(texts)
-        else:
-            targets = teacher.label(texts)
+        texts, targets = self._of(source).label_units(source.unit, texts)
         taught = Rows(
             texts=texts,
             targets=targets,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from training.baseline import LinearBaseline
 from training.rows import Rows
-from training.sources import sentences
+from training.sources import Unit, sentences
 
 # How often a sentence of a review is of the review's opinion: found on SST and IMDb.
 AGREES = 0.8
@@ -40,6 +40,12 @@ class Teacher:
     def label(self, texts: Sequence[str]) -> Shares:
         """The share of each class in each text's label."""
         return self.model.probabilities(texts)
+
+    def label_units(self, unit: Unit, texts: Sequence[str]) -> tuple[list[str], Shares]:
+        """All texts, or all their sentences, each under its label."""
+        if unit == "sentences":
+            return self.label_sentences(texts)
+        return list(texts), self.label(texts)
 
     def label_sentences(self, texts: Sequence[str]) -> tuple[list[str], Shares]:
         """All sentences of all texts, each under what it and its text say."""
