@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
 from model.bundle import Bundle, BundleError, read_bundle
+from model.faults import faults
 from training import results
 from training.behaviour import check
 from training.checkpoint import CheckpointError
@@ -430,12 +432,15 @@ def _bundle_and_rows(options: argparse.Namespace) -> tuple[Bundle, Rows, str]:
 
 
 def _label(options: argparse.Namespace) -> int:
-    source = SourceConfig(
-        **_place(options.texts),
-        text=options.text_column,
-        strip_html=options.strip_html,
-        limit=options.limit,
-    )
+    try:
+        source = SourceConfig(
+            **_place(options.texts),
+            text=options.text_column,
+            strip_html=options.strip_html,
+            limit=options.limit,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"--texts {options.texts}: {faults(error)}") from error
     texts = read_texts(source, Path())
     ensemble = Ensemble.of([read_bundle(place) for place in options.bundles])
     label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))

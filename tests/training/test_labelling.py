@@ -89,6 +89,11 @@ def test_nothing_to_label_is_refused(unit, count, tiny_bundle, tmp_path, capsys)
     assert not out.exists()
 
 
+def test_a_limit_that_leaves_nothing_is_refused(tiny_bundle, texts, tmp_path, capsys):
+    assert label([tiny_bundle], texts, tmp_path / "l.jsonl.gz", "--limit", "0") == 2
+    assert f"--texts {texts}: limit=0" in capsys.readouterr().err
+
+
 def test_bundles_of_other_classes_are_no_ensemble():
     one, other = (
         SimpleNamespace(path=name, manifest=SimpleNamespace(labels=labels))

@@ -384,6 +384,16 @@ def test_nothing_made_of_a_held_out_text_is_left(listed, tmp_path):
     assert "They say: Nor like this one." in rows.texts
 
 
+def test_a_rows_shares_may_be_rounded_and_a_configurations_may_not(tmp_path):
+    path = tmp_path / "shares.jsonl"
+    shares = {"bad": 0.2499, "good": 0.7500}
+    path.write_text(json.dumps({"text": "t", "label": shares}) + "\n")
+    rows, _, _ = read(path)
+    np.testing.assert_allclose(rows.targets, [[0.2499, 0.75]])
+    with pytest.raises(ValidationError, match="do not sum to 1"):
+        SourceConfig(name="s", path=str(path), labels={"0": shares})
+
+
 def test_a_row_may_say_each_class_its_share(tmp_path):
     path = tmp_path / "shares.jsonl"
     labels = [{"bad": 0.25, "good": 0.75}, {"good": 1}, "bad"]
