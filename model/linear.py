@@ -26,7 +26,9 @@ def ngram_hashes(input_ids: Tensor) -> Tensor:
     A universal hash (Carter and Wegman 1979): nothing beyond 63 bits, and only what ONNX computes
     on signed integers.
     """
-    before, earlier = (F.pad(input_ids, (n, 0))[:, :-n] for n in (1, 2))
+    # Not `F.pad`, which ONNX Runtime has for floats alone on a GPU: it would go by way of the CPU.
+    wide = torch.cat([torch.zeros_like(input_ids[:, :1])] * 2 + [input_ids], dim=1)  # [B, 2 + S]
+    before, earlier = wide[:, 1:-1], wide[:, :-2]  # [B, S]
     pair = (before * BEFORE + input_ids * LAST) % PRIME
     triple = (pair * EARLIER + earlier) % PRIME
     return torch.stack([pair, triple], dim=1)

@@ -1,5 +1,8 @@
 """Places on a device that a session reads its inputs from and writes its outputs to."""
 
+import contextlib
+import itertools
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +15,31 @@ from service.types import IntArray
 
 LEAST_WIDTH = 16  # tokens
 
+_numbers = itertools.count(1)  # of recordings; a session keeps them by number
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The buffers of all batches that are padded to one shape, bound to their session."""
+    """The buffers of all batches that are padded to one shape, bound to their session.
+
+    `inputs` are places on the device where what a run launches is recorded, else there are none and
+    inputs come from the host.
+    """
 
     shape: tuple[int, int]
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     binding: Any
+    options: onnxruntime.RunOptions
+
+    def fill(self, name: str, values: IntArray) -> None:
+        """Let the next run read `values`, of the bucket's shape, as its input of this name."""
+        if self.inputs:
+            self.inputs[name].update_inplace(values)
+        else:
+            # Where one node of a graph runs on the CPU, as those of bundles before version 2.6.1
+            # do, ONNX Runtime 1.31 misreads inputs that lie on a GPU.
+            self.binding.bind_cpu_input(name, values)
 
 
 class Buffers:
@@ -31,9 +50,22 @@ class Buffers:
     its kernels does. For one thread at a time.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: str, max_tokens: int) -> None:
-        """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`."""
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        device: str,
+        max_tokens: int,
+        recording: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`.
+
+        With `recording`, shared by all buffers of a device, each bucket's launches are recorded
+        once and then launched as one (CUDA graphs), in turns: what another thread does on the
+        device spoils a recording.
+        """
         self._session, self._device, self._max_tokens = session, device, max_tokens
+        self._recorded = recording is not None
+        self._turn = recording or contextlib.nullcontext()
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._axes = session.get_inputs()[0].shape  # what the graph calls B and S
         self._outputs = {output.name: output.shape for output in session.get_outputs()}
@@ -43,36 +75,45 @@ class Buffers:
         [B, S]."""
         rows, width = input_ids.shape
         wide = min(max(LEAST_WIDTH, _power_of_two(width)), self._max_tokens)
-        bucket = self._bucket(_power_of_two(rows), wide)
+        shape = _power_of_two(rows), wide
+        filled = {}
         for name, values, filler in (
             ("input_ids", input_ids, UNK_ID),
             ("attention_mask", attention_mask, 1),
         ):
-            whole = np.zeros(bucket.shape, np.int64)
+            filled[name] = whole = np.zeros(shape, np.int64)
             whole[:rows, :width] = values
             whole[rows:, 0] = filler  # a row of nothing but padding has nothing to attend to
-            bucket.inputs[name].update_inplace(whole)
-        self._session.run_with_iobinding(bucket.binding)
-        return [
-            np.array(bucket.outputs[name].numpy()[self._cut(axes, rows, width)])
-            for name, axes in self._outputs.items()
-        ]
+        with self._turn:
+            bucket = self._bucket(shape)
+            for name, whole in filled.items():
+                bucket.fill(name, whole)
+            self._session.run_with_iobinding(bucket.binding, bucket.options)
+            return [
+                np.array(bucket.outputs[name].numpy()[self._cut(axes, rows, width)])
+                for name, axes in self._outputs.items()
+            ]
 
-    def _bucket(self, rows: int, width: int) -> Bucket:
-        shape = (rows, width)
+    def _bucket(self, shape: tuple[int, int]) -> Bucket:
         if shape not in self._buckets:
             sizes = dict(zip(self._axes, shape, strict=True))
-            inputs = {one.name: self._value(shape, np.int64) for one in self._session.get_inputs()}
+            binding, inputs = self._session.io_binding(), {}
+            if self._recorded:
+                inputs = {
+                    one.name: self._value(shape, np.int64) for one in self._session.get_inputs()
+                }
             outputs = {
                 name: self._value([sizes.get(axis, axis) for axis in axes], np.float32)
                 for name, axes in self._outputs.items()
             }
-            binding = self._session.io_binding()
             for name, value in inputs.items():
                 binding.bind_ortvalue_input(name, value)
             for name, value in outputs.items():
                 binding.bind_ortvalue_output(name, value)
-            self._buckets[shape] = Bucket(shape, inputs, outputs, binding)
+            options = onnxruntime.RunOptions()
+            if self._recorded:  # it holds these addresses, so no other buffers may run it
+                options.add_run_config_entry("gpu_graph_id", str(next(_numbers)))
+            self._buckets[shape] = Bucket(shape, inputs, outputs, binding, options)
         return self._buckets[shape]
 
     def _value(self, shape: Any, kind: type[np.generic]) -> Any:

@@ -141,7 +141,13 @@ class Server:
                 f"{settings.given('max_batch_tokens')} cannot hold one text of this bundle, "
                 f"which reads up to {bundle.manifest.max_tokens} tokens"
             )
-        return bundle, OrtBackend(bundle, device=settings.device, threads=settings.threads)
+        backend = OrtBackend(
+            bundle,
+            device=settings.device,
+            threads=settings.threads,
+            graphs=settings.cuda_graphs,
+        )
+        return bundle, backend
 
     def _prepare(self, bundle: Bundle, backend: OrtBackend) -> Engine:
         settings = self.settings

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto is cuda where it is installed, else cpu"
     )
+    cuda_graphs: bool = Field(False, description="on a GPU, launch the kernels of a batch as one")
     threads: int = Field(
         0, ge=0, le=1024, description="batches computed side by side on a CPU; 0 is the CPU quota"
     )

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -26,11 +27,21 @@ def batch(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return generator.integers(3, 300, (rows, width)) * mask, mask
 
 
+@pytest.fixture(scope="module")
+def recorded(bundle):
+    """A CPU records nothing, but inputs lie where a recording would read them."""
+    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True)
+    backend._recording = Lock()
+    return backend
+
+
 @pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.parametrize("kind", ["bound", "recorded"])
 @pytest.mark.parametrize("shape", [(3, 11), (1, 1), (4, 16), (5, 40), (3, 9), (2, 64)])
-def test_a_run_in_buffers_is_a_run(plain, bound, variant, shape):
+def test_a_run_in_buffers_is_a_run(plain, request, kind, variant, shape):
     ids, mask = batch(*shape)
-    expected, found = (one.run(ids, mask, variant) for one in (plain, bound))
+    backends = plain, request.getfixturevalue(kind)
+    expected, found = (one.run(ids, mask, variant) for one in backends)
     assert list(found) == list(expected)
     for name, values in expected.items():
         assert found[name].shape == values.shape
@@ -53,7 +64,23 @@ def test_buffers_are_few_and_none_is_beyond_what_the_model_reads(bundle, plain):
     assert sorted(buffers._buckets) == [(1, 16), (1, most), (4, 32)]
 
 
-def test_batches_side_by_side_have_buffers_of_their_own(bound, plain):
+def test_every_bucket_has_a_recording_of_its_own(bundle, plain):
+    recording, session = Lock(), plain._sessions[Variant.PLAIN]
+    pair = [Buffers(session, "cpu", bundle.manifest.max_tokens, recording) for _ in range(2)]
+    numbers = set()
+    for buffers in pair:
+        for shape in ((1, 1), (2, 1), (1, 2)):
+            buffers.run(*batch(*shape))
+        numbers |= {
+            bucket.options.get_run_config_entry("gpu_graph_id")
+            for bucket in buffers._buckets.values()
+        }
+    assert len(numbers) == 4  # both have two buckets
+
+
+@pytest.mark.parametrize("kind", ["bound", "recorded"])
+def test_batches_side_by_side_have_buffers_of_their_own(request, kind, plain):
+    bound = request.getfixturevalue(kind)
     shapes = [(rows, width) for rows in (1, 2, 3) for width in (7, 12, 15, 20)] * 4
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda shape: bound.run(*batch(*shape), Variant.PLAIN), shapes))

@@ -70,6 +70,11 @@ def test_a_device_that_is_not_there_is_refused_by_name():
     assert choose_provider("auto") == "CPUExecutionProvider"
 
 
+def test_a_cpu_has_no_graphs(bundle):
+    with pytest.raises(DeviceError, match="cuda_graphs=True: only a GPU has graphs"):
+        OrtBackend(bundle, device="cpu", graphs=True)
+
+
 def test_two_runtimes_over_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(ort_backend, "_installed", lambda package: True)
     with pytest.raises(DeviceError, match="onnxruntime and onnxruntime-gpu are both installed"):

@@ -69,3 +69,14 @@ def test_weights_are_found_again_under_their_names(graph, network):
 def test_nothing_of_the_exporting_machine_is_kept(graph):
     assert b"site-packages" not in graph.SerializeToString()
     assert b".py" not in graph.SerializeToString()
+
+
+def test_no_node_is_one_that_a_gpu_would_leave_to_the_cpu():
+    """ONNX Runtime pads floats alone on a GPU. With one node on the CPU it records no graph there,
+    and once it misread inputs that lay on the device."""
+    network = random_network(classes=2, d_model=32, heads=4, d_ff=48, max_tokens=24, ngrams=4096)
+    inferred = onnx.shape_inference.infer_shapes(export(network, 1.7, half_weights=False)).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in inferred.input}
+    padded = [kinds[node.input[0]] for node in inferred.node if node.op_type == "Pad"]
+    assert set(padded) <= {onnx.TensorProto.FLOAT}
