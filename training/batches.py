@@ -71,12 +71,14 @@ class TrainingBatch:
     rows: int
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """The same batch on `device`."""
+        """The same batch on `device`. To a GPU it goes while that still computes the last one."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+            return pinned.to(device, non_blocking=True)
+
         return TrainingBatch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.targets.to(device),
-            self.rows,
+            moved(self.input_ids), moved(self.attention_mask), moved(self.targets), self.rows
         )
 
 

@@ -19,12 +19,12 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
 CHOICES = ("without", "only")  # of tables of a base
 # What tells no run from another, and what tells runs of the same steps apart.
-_ABOUT = {"name": True, "version": True, "license": True}
+_ABOUT = {"name": True, "version": True, "license": True, "train": {"compile"}}
 _OF_SOURCE = {"__all__": {"linear", "domain"}}
 _AFTER = {
     "weights": True,
     "network": {"ngrams", "ends"},
-    "train": {"linear_strength", "baseline", "start_share"},
+    "train": {"linear_strength", "baseline", "start_share", "compile"},
     "sources": _OF_SOURCE,
     "unlabelled": _OF_SOURCE,
     "translated": {"__all__": {"linear"}},
@@ -103,6 +103,9 @@ class TrainConfig(BaseModel):
     baseline: bool = Field(True, description="Fit a linear model on the same rows to compare.")
     checkpoint_every_steps: int = Field(200, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = Field(
+        False, description="Compile the layers first: half a minute, then shorter steps."
+    )
 
 
 class UnlabelledConfig(SourceConfig):

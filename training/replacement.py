@@ -28,10 +28,10 @@ class Replacer:
         rows = np.repeat(np.arange(len(dataset)), dataset.lengths)
         apart = np.full(len(dataset.ids) + REACH * len(dataset), PAD_ID, dtype=np.int64)
         apart[np.arange(len(dataset.ids)) + REACH * rows] = dataset.ids
-        text = torch.from_numpy(apart)[None]  # [1, N], pads between rows
+        text = torch.from_numpy(apart)[None].to(device)  # [1, N], pads between rows
         self._vocab_size = vocab_size
         self._tables = [
-            _Table(self._keys(text, context)[text > MASK_ID], text[text > MASK_ID], device)
+            _Table(self._keys(text, context)[text > MASK_ID], text[text > MASK_ID])
             for context in CONTEXTS
         ]
 
@@ -60,13 +60,13 @@ class Replacer:
 class _Table:
     """The tokens that stand in each context, end to end, as often as they do."""
 
-    def __init__(self, keys: Tensor, tokens: Tensor, device: torch.device) -> None:
+    def __init__(self, keys: Tensor, tokens: Tensor) -> None:
         """Of keys and tokens [N], place by place."""
         ordered, order = keys.sort(stable=True)
         found, counts = torch.unique_consecutive(ordered, return_counts=True)
-        self._keys, self._counts = found.to(device), counts.to(device)
-        self._starts = (counts.cumsum(0) - counts).to(device)
-        self._tokens = tokens[order].int().to(device)
+        self._keys, self._counts = found, counts
+        self._starts = counts.cumsum(0) - counts
+        self._tokens = tokens[order].int()
 
     def draw(self, keys: Tensor, otherwise: Tensor) -> Tensor:
         """A token of each of the contexts [K]; `otherwise` [K] of those that there are none of."""

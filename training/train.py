@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.classifier import TextClassifier
+from model.encoder import Encoder
 from training.batches import TrainingBatch, TrainingBatches
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
@@ -79,8 +80,23 @@ def in_half_precision(precision: str, device: torch.device) -> bool:
     (Kalamkar et al. 2019)? "auto" does where the device has instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
+    if device.type == "cuda":
+        return True
     found = torch.cpu.get_capabilities()
-    return device.type == "cuda" or any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@contextlib.contextmanager
+def compiled(encoder: Encoder) -> Iterator[None]:
+    """Meanwhile the layers run compiled. They are alike: one is compiled for all of them, and for
+    texts of any length."""
+    for layer in encoder.stack():
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in encoder.stack():
+            del layer.forward
 
 
 class Trainer:
@@ -96,6 +112,8 @@ class Trainer:
         run: Path,
         where: Ranks,
     ) -> None:
+        # cuDNN makes a plan for each shape, tens of milliseconds, and batches are of many shapes.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.config, self.batches, self.objective = config, batches, objective
         self.fingerprint, self.run, self.where = fingerprint, run, where
         self.network = network.to(where.device)
@@ -140,7 +158,8 @@ class Trainer:
         lengths = [len(self.batches.plan(epoch)) for epoch in range(self.epochs)]
         steps, progress = sum(lengths), self.progress
         meter = Meter()
-        with display.steps(steps, progress.step) as bar:
+        fast = compiled(self.network.encoder) if self.config.compile else contextlib.nullcontext()
+        with fast, display.steps(steps, progress.step) as bar:
             while progress.epoch < self.epochs and not self._stalled():
                 evaluate_every = math.ceil(
                     lengths[progress.epoch] / self.config.evaluations_per_epoch

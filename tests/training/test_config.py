@@ -158,7 +158,7 @@ def test_what_trains_identifies_a_run_and_not_what_the_bundle_is_called(tmp_path
     assert plain == load_config(path, {}).fingerprint
     assert plain != load_config(path, {"train.seed": 1}).fingerprint
     assert plain != load_config(path, {"network.layers": 3}).fingerprint
-    called = {"name": "another", "version": "2", "license": "MIT"}
+    called = {"name": "another", "version": "2", "license": "MIT", "train.compile": True}
     assert plain == load_config(path, called).fingerprint
 
 

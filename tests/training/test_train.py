@@ -3,14 +3,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.classifier import TextClassifier
+from model.config import ModelConfig
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainConfig
-from training.train import in_half_precision, learning_rate, passes
+from training.train import compiled, in_half_precision, learning_rate, passes
 
 ROOT = Path(__file__).parents[2]
 REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
@@ -157,3 +160,28 @@ def test_the_last_weights_are_kept_where_asked_for(tmp_path):
     assert len(content["progress"]["history"]) == 3
     for name, value in kept.items():
         assert torch.equal(content["states"]["average"][f"module.{name}"], value), name
+
+
+# Torch warns itself: it looks for a gradient at whatever comes into what it compiles.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_layers_compiled_compute_the_same_and_are_themselves_again(monkeypatch):
+    ran = []
+
+    def run_as_traced(graph, example):  # no C++ compiler is asked for
+        return lambda *given: ran.append(graph) or graph(*given)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=run_as_traced))
+    torch.manual_seed(0)
+    network = TextClassifier(
+        ModelConfig(vocab_size=50, classes=2, d_model=16, layers=2, heads=2, d_ff=16, dropout=0)
+    )
+    for rows, width in ((2, 5), (3, 9)):
+        ids = torch.randint(3, 50, (rows, width))
+        mask = torch.ones_like(ids)
+        mask[0, width // 2 :] = 0
+        expected = network(ids, mask)
+        with compiled(network.encoder):
+            torch.testing.assert_close(network(ids, mask), expected)
+        assert all("forward" not in vars(layer) for layer in network.encoder.stack())
+    assert len(ran) == 4  # each layer at both shapes
+    assert len(set(map(id, ran))) == 1  # is the same graph
