@@ -1,6 +1,7 @@
 """The bench: servers under test, load upon them, and rounds in which all take turns."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from tests.benchmarks.calls import together
 from tests.benchmarks.figures import Figures, per_thousand
 from tests.benchmarks.process import Process, ProcessFailed, end_group, launch
 from tests.benchmarks.report import Row
@@ -142,19 +144,28 @@ class Bench:
         return Load(mode, server.address, self.texts | shared | flags, self._load_cpus)
 
     def measure(
-        self, server: Process, mode: str, *, beside: Load | None = None, **flags: Any
+        self,
+        server: Process,
+        mode: str,
+        *,
+        beside: Load | None = None,
+        loads: int = 1,
+        **flags: Any,
     ) -> Figures:
-        """Run a load to its end; its summary, and the CPU-seconds that it cost the server.
+        """Run a load, or several alike, to the end; the summary, and the CPU-seconds that it cost
+        the server.
 
         A load `beside` it, where one is given, begins `LEAD_S` before.
         """
-        with self.load(server, mode, **flags) as load:
+        with contextlib.ExitStack() as stack:
+            alike = [stack.enter_context(self.load(server, mode, **flags)) for _ in range(loads)]
             if beside is not None:
                 beside.begin()
                 time.sleep(LEAD_S)
             before_s = server.cpu_s()
-            load.begin()
-            summary = load.finish()
+            for load in alike:
+                load.begin()
+            summary = together([load.finish() for load in alike])
             cpu_s = server.cpu_s() - before_s
         figures: Figures = {
             name: value for name, value in summary.items() if isinstance(value, int | float)

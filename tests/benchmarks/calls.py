@@ -1,8 +1,8 @@
 """What came of calls: one record each, and what a run of them amounts to."""
 
-import collections
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from tests.benchmarks.figures import percentile
 
 REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+ADDED = ("calls", "texts", "texts_ok", "refusals", "unheard")  # over loads, as rates are
 LONG_SHARE = 0.9  # a call is long if its request is larger than those of this share
 
 
@@ -48,7 +49,7 @@ def summary(calls: Sequence[Call], deadline_s: float | None = None) -> dict[str,
     server told of: the queue is full, the time will not do, or it is not serving. Latencies are
     of calls that were OK.
     """
-    codes = collections.Counter(one.code for one in calls)
+    codes = Counter(one.code for one in calls)
     answered = [one for one in calls if one.code == "OK"]
     good = [one for one in answered if deadline_s is None or one.seconds <= deadline_s]
     refused = [one.seconds * 1e3 for one in calls if one.told and one.code in REFUSALS]
@@ -83,6 +84,20 @@ def summary(calls: Sequence[Call], deadline_s: float | None = None) -> dict[str,
         "late_p99_ms": percentile(late, 0.99),
         "codes": dict(codes.most_common()),
     }
+
+
+def together(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Summaries of loads side by side as one: counts and rates add up, of the rest the largest
+    stands for all, and they began with the first."""
+    first, *others = summaries
+    if not others:
+        return first
+    whole: dict[str, Any] = {"codes": sum((Counter(one["codes"]) for one in summaries), Counter())}
+    for name in first.keys() - whole.keys():
+        values = [one[name] for one in summaries]
+        added = name in ADDED or name.endswith("_per_s")
+        whole[name] = min(values) if name == "began" else sum(values) if added else max(values)
+    return whole
 
 
 def write_trace(path: Path, calls: Sequence[Call]) -> None:

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from tests.benchmarks.figures import Figures, medians, strict
 
+WIDTH = 200  # characters, where no terminal says
+
 # Heading and format of the figures that tables can show.
 COLUMNS = {
     "texts_per_s": ("texts/s", ",.0f"),
@@ -20,6 +22,7 @@ COLUMNS = {
     "cpu_s_per_1000": ("CPU-s per 1,000", ".2f"),
     "over_raw": ("over raw", "+.2f"),
     "times_raw": ("× raw", ".2f"),
+    "of_raw": ("of raw texts/s", ".0%"),
     "times_plain": ("× plain", ".2f"),
     "times_one": ("× one process", ".2f"),
     "p50_ms": ("p50 ms", ",.1f"),
@@ -140,7 +143,10 @@ def show(result: Result, console: Console | None = None) -> None:
         cells = [_cell(median.get(name, math.nan), COLUMNS[name][1]) for name in names]
         verdict = [row.verdict] if verdicts else []
         table.add_row(row.system, row.bundle, row.load, *cells, *verdict)
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # into a file no line is too long
+            console = Console(width=WIDTH)
     console.print(table)
     for note in result.notes:
         console.print(note, markup=False, highlight=False)

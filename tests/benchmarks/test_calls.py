@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.benchmarks.calls import Call, read_trace, summary, write_trace
+from tests.benchmarks.calls import Call, read_trace, summary, together, write_trace
 
 
 def call(at: float, seconds: float = 0.1, code: str = "OK", **more: object) -> Call:
@@ -65,3 +65,16 @@ def test_a_trace_is_read_as_it_was_written(tmp_path):
     calls = [call(0.0), call(1.5, 0.2, "CANCELLED", told=False, request_bytes=7, answer_bytes=9)]
     write_trace(tmp_path / "calls.npz", calls)
     assert list(read_trace(tmp_path / "calls.npz")) == calls
+
+
+def test_loads_side_by_side_are_one():
+    one = summary([call(0.0, texts=4), call(1.0, 0.5, texts=4)])
+    other = summary([call(2.0, texts=4), call(3.0, 0.1, "UNAVAILABLE", texts=4)])
+    whole = together([one, other])
+    assert whole.keys() == one.keys()
+    assert whole["began"] == 0.0
+    assert whole["codes"] == {"OK": 3, "UNAVAILABLE": 1}
+    assert (whole["texts"], whole["texts_ok"]) == (16, 12)
+    assert whole["p99_ms"] == max(one["p99_ms"], other["p99_ms"])
+    assert whole["offered_per_s"] == one["offered_per_s"] + other["offered_per_s"]
+    assert together([one]) == one

@@ -12,6 +12,7 @@ CALLS, STREAM = "calls of 64, 4 callers", "stream of 64s"
 SHOWN: tuple[str, ...] = (
     "texts_per_s",
     "times_unbatched",
+    "of_raw",
     "cpu_s_per_1000",
     "over_raw",
     "times_raw",
@@ -36,8 +37,11 @@ def run(bench: Bench) -> Result:
                     )
             phases[RAW, name, CALLS] = partial(bench.raw, "sorted", folder)
         result = Result("bulk", bench.interleave(phases), SHOWN)
+    result.relate("of_raw", "texts_per_s", RAW, CALLS)
     result.relate("times_raw", "cpu_s_per_1000", RAW, CALLS)
     result.relate("over_raw", "cpu_s_per_1000", RAW, CALLS, by=operator.sub)
     result.relate("times_unbatched", "texts_per_s", UNBATCHED, CALLS)
-    result.notes.append(f"{RAW}: batches of 32 sorted by length over all texts, a thread a CPU")
+    result.notes.append(
+        f"{RAW}: batches of one size sorted by length over all texts, a thread a CPU"
+    )
     return result

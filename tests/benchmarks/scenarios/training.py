@@ -67,6 +67,7 @@ class _Loop:
     """One network's training, that goes on from round to round."""
 
     def __init__(self, network: nn.Module, batches: TrainingBatches, device: torch.device) -> None:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as in a run
         self._device = device
         self._network = network.to(device).train()
         self._optimizers = Optimizers(network, CONFIG)

@@ -50,7 +50,7 @@ def run(bench: Bench) -> Result:
     result.relate("p50_over_raw_ms", "p50_ms", RAW, by=operator.sub)
     result.relate("p50_over_paced_ms", "p50_ms", PACED, by=operator.sub)
     result.notes.append(
-        f"{RAW}: with {CROWD}, batches of 32 sorted by length, a thread for each CPU; "
+        f"{RAW}: with {CROWD}, batches of one size sorted by length, a thread for each CPU; "
         f"with {ALONE}, one text at a time on one thread; paced: each {PAUSE_S * 1e3:g} ms after "
         "the last, as a caller's texts come"
     )
