@@ -1,5 +1,6 @@
 """ONNX Runtime: sessions over one set of weights, one for each variant of the graph."""
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -120,7 +121,8 @@ class OrtBackend:
         session = self._sessions[variant]
         if variant not in self._free:
             feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-            return list(session.run(None, feeds))
+            with self._recording or contextlib.nullcontext():
+                return list(session.run(None, feeds))
         free = self._free[variant]
         try:
             buffers = free.pop()

@@ -64,6 +64,16 @@ def test_buffers_are_few_and_none_is_beyond_what_the_model_reads(bundle, plain):
     assert sorted(buffers._buckets) == [(1, 16), (1, most), (4, 32)]
 
 
+@pytest.mark.parametrize("variant", list(Variant))
+def test_nothing_runs_beside_a_recording(recorded, variant):
+    with ThreadPoolExecutor(1) as pool:
+        with recorded._recording:
+            running = pool.submit(recorded.run, *batch(2, 5), variant)
+            with pytest.raises(TimeoutError):
+                running.result(timeout=0.2)
+        assert list(running.result()) == list(variant.value)
+
+
 def test_every_bucket_has_a_recording_of_its_own(bundle, plain):
     recording, session = Lock(), plain._sessions[Variant.PLAIN]
     pair = [Buffers(session, "cpu", bundle.manifest.max_tokens, recording) for _ in range(2)]
