@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -235,7 +236,12 @@ class RunConfig(BaseModel):
         return self._digest(_ABOUT | _AFTER)
 
     def _digest(self, exclude: Mapping[str, Any]) -> str:
-        content = json.dumps(self.model_dump(mode="json", exclude=exclude), sort_keys=True)
+        values = self.model_dump(mode="json", exclude=exclude)
+        for kind in TABLES:
+            for table in values[kind]:
+                if os.path.isabs(table.get("path") or ""):  # it moves with the checkout
+                    table["path"] = os.path.basename(table["path"])
+        content = json.dumps(values, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

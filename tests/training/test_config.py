@@ -162,6 +162,16 @@ def test_what_trains_identifies_a_run_and_not_what_the_bundle_is_called(tmp_path
     assert plain == load_config(path, called).fingerprint
 
 
+def test_a_run_is_the_same_in_another_checkout(tmp_path: Path):
+    found = set()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "run.toml"
+        path.write_text(SOURCE + '[[sources]]\nname = "ours"\npath = "./ours.toml"\n')
+        found.add(load_config(path, {}).steps_fingerprint)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "same_steps"),
     [
