@@ -1,8 +1,6 @@
 """Places on a device that a session reads its inputs from and writes its outputs to."""
 
-import contextlib
 import itertools
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +35,7 @@ class Bucket:
         if self.inputs:
             self.inputs[name].update_inplace(values)
         else:
-            # Where one node of a graph runs on the CPU, as those of bundles before version 2.6.1
+            # Where one node of a graph runs on the CPU, as those of bundles before version 2.7
             # do, ONNX Runtime 1.31 misreads inputs that lie on a GPU.
             self.binding.bind_cpu_input(name, values)
 
@@ -55,17 +53,15 @@ class Buffers:
         session: onnxruntime.InferenceSession,
         device: str,
         max_tokens: int,
-        recording: AbstractContextManager[Any] | None = None,
+        recorded: bool = False,
     ) -> None:
         """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`.
 
-        With `recording`, shared by all buffers of a device, each bucket's launches are recorded
-        once and then launched as one (CUDA graphs), in turns: what another thread does on the
-        device spoils a recording.
+        Where `recorded`, each bucket's launches are recorded once and then launched as one (CUDA
+        graphs).
         """
         self._session, self._device, self._max_tokens = session, device, max_tokens
-        self._recorded = recording is not None
-        self._turn = recording or contextlib.nullcontext()
+        self._recorded = recorded
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._axes = session.get_inputs()[0].shape  # what the graph calls B and S
         self._outputs = {output.name: output.shape for output in session.get_outputs()}
@@ -75,24 +71,20 @@ class Buffers:
         [B, S]."""
         rows, width = input_ids.shape
         wide = min(max(LEAST_WIDTH, _power_of_two(width)), self._max_tokens)
-        shape = _power_of_two(rows), wide
-        filled = {}
+        bucket = self._bucket((_power_of_two(rows), wide))
         for name, values, filler in (
             ("input_ids", input_ids, UNK_ID),
             ("attention_mask", attention_mask, 1),
         ):
-            filled[name] = whole = np.zeros(shape, np.int64)
+            whole = np.zeros(bucket.shape, np.int64)
             whole[:rows, :width] = values
             whole[rows:, 0] = filler  # a row of nothing but padding has nothing to attend to
-        with self._turn:
-            bucket = self._bucket(shape)
-            for name, whole in filled.items():
-                bucket.fill(name, whole)
-            self._session.run_with_iobinding(bucket.binding, bucket.options)
-            return [
-                np.array(bucket.outputs[name].numpy()[self._cut(axes, rows, width)])
-                for name, axes in self._outputs.items()
-            ]
+            bucket.fill(name, whole)
+        self._session.run_with_iobinding(bucket.binding, bucket.options)
+        return [
+            np.array(bucket.outputs[name].numpy()[self._cut(axes, rows, width)])
+            for name, axes in self._outputs.items()
+        ]
 
     def _bucket(self, shape: tuple[int, int]) -> Bucket:
         if shape not in self._buckets:

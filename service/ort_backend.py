@@ -64,6 +64,7 @@ class OrtBackend:
         self._max_tokens = bundle.manifest.max_tokens
         if graphs and not cuda:
             raise DeviceError("cuda_graphs=True: only a GPU has graphs, and the device is a CPU")
+        # What another thread does on the device spoils a recording: batches then take turns.
         self._recording = Lock() if graphs else None
         # Maps over all pairs of tokens are too large to pad and keep.
         bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and cuda) else set()
@@ -77,15 +78,14 @@ class OrtBackend:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         part = extract(graph, variant.value).SerializeToString()
-        own = {}
-        if self.provider == CUDA:
-            own = dict(CUDA_OPTIONS)
-            if self._recording and variant in self._free:
-                own["enable_cuda_graph"] = "1"
+        own = dict(CUDA_OPTIONS) if self.provider == CUDA else {}
+        recorded = self._recording is not None and variant in self._free
+        if recorded:
+            own["enable_cuda_graph"] = "1"
         try:
             session = onnxruntime.InferenceSession(part, options, providers=[(self.provider, own)])
         except Fail as error:
-            if "enable_cuda_graph" not in own:
+            if not recorded:
                 raise
             raise DeviceError(
                 f"cuda_graphs=True: not all of this bundle's graph runs on the GPU: {error}"
@@ -108,7 +108,8 @@ class OrtBackend:
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
         """See `Backend.run`. The interpreter lock is free meanwhile."""
         try:
-            values = self._values(input_ids, attention_mask, variant)
+            with self._recording or contextlib.nullcontext():
+                values = self._values(input_ids, attention_mask, variant)
         except Exception as error:
             if "CUDA failure" in str(error) or "CUDA error" in str(error):
                 raise BackendGone(f"{self.provider}: the device is lost") from error
@@ -121,14 +122,14 @@ class OrtBackend:
         session = self._sessions[variant]
         if variant not in self._free:
             feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-            with self._recording or contextlib.nullcontext():
-                return list(session.run(None, feeds))
+            return list(session.run(None, feeds))
         free = self._free[variant]
         try:
             buffers = free.pop()
         except IndexError:  # all are in use
             device = "cuda" if self.provider == CUDA else "cpu"
-            buffers = Buffers(session, device, self._max_tokens, self._recording)
+            recorded = self._recording is not None
+            buffers = Buffers(session, device, self._max_tokens, recorded)
         try:
             return buffers.run(input_ids, attention_mask)
         finally:

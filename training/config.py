@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -239,8 +238,9 @@ class RunConfig(BaseModel):
         values = self.model_dump(mode="json", exclude=exclude)
         for kind in TABLES:
             for table in values[kind]:
-                if os.path.isabs(table.get("path") or ""):  # it moves with the checkout
-                    table["path"] = os.path.basename(table["path"])
+                path = Path(table.get("path") or "")
+                if path.is_absolute():  # it moves with the checkout
+                    table["path"] = path.name
         content = json.dumps(values, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

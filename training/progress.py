@@ -71,16 +71,16 @@ class StepBar:
     def advance(self, meter: Meter) -> None:
         """One step more; figures as of now, as often as someone can read them."""
         self._steps += 1
+        self._bar.update(self._task, advance=1)
         said = not self._console.is_terminal and self._steps % 100 == 0
         if not said and time.monotonic() - self._told_s < EVERY_S:
-            self._bar.update(self._task, advance=1)
             return
         self._told_s, now = time.monotonic(), meter.read()
         figures = (
             f"loss {now['loss']:.3f}  accuracy {now['train_accuracy']:.1%}  "
             f"{now['texts_per_s']:.0f} texts/s"
         )
-        self._bar.update(self._task, advance=1, figures=figures)
+        self._bar.update(self._task, figures=figures)
         if said:
             task = self._bar.tasks[0]
             left = f"{task.time_remaining / 60:.1f} min left" if task.time_remaining else ""

@@ -89,14 +89,15 @@ def summary(calls: Sequence[Call], deadline_s: float | None = None) -> dict[str,
 def together(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Summaries of loads side by side as one: counts and rates add up, of the rest the largest
     stands for all, and they began with the first."""
-    first, *others = summaries
-    if not others:
-        return first
-    whole: dict[str, Any] = {"codes": sum((Counter(one["codes"]) for one in summaries), Counter())}
-    for name in first.keys() - whole.keys():
+    whole: dict[str, Any] = {}
+    for name in summaries[0]:
         values = [one[name] for one in summaries]
-        added = name in ADDED or name.endswith("_per_s")
-        whole[name] = min(values) if name == "began" else sum(values) if added else max(values)
+        if name == "codes":
+            whole[name] = dict(sum(map(Counter, values), Counter()))
+        elif name in ADDED or name.endswith("_per_s"):
+            whole[name] = sum(values)
+        else:
+            whole[name] = min(values) if name == "began" else max(values)
     return whole
 
 

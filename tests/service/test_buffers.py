@@ -75,8 +75,8 @@ def test_nothing_runs_beside_a_recording(recorded, variant):
 
 
 def test_every_bucket_has_a_recording_of_its_own(bundle, plain):
-    recording, session = Lock(), plain._sessions[Variant.PLAIN]
-    pair = [Buffers(session, "cpu", bundle.manifest.max_tokens, recording) for _ in range(2)]
+    session, most = plain._sessions[Variant.PLAIN], bundle.manifest.max_tokens
+    pair = [Buffers(session, "cpu", most, recorded=True) for _ in range(2)]
     numbers = set()
     for buffers in pair:
         for shape in ((1, 1), (2, 1), (1, 2)):
