@@ -48,7 +48,8 @@ def test_a_leak_is_seen_in_its_memory(bench: Bench):
     with bench.measured(bench.first[1], "leaking") as server:
         bench.measure(server, "closed", callers=2, per_call=3, most=CALLS)  # pools and caches fill
         settled = server.rss()
-        figures = bench.measure(server, "closed", callers=2, per_call=3, most=CALLS)
+        # Far more than what the allocator happens to give back meanwhile, a few megabytes.
+        figures = bench.measure(server, "closed", callers=2, per_call=3, most=10 * CALLS)
         assert server.rss() - settled > LEAKED_BYTES * figures["texts_ok"] / 2
 
 
