@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from training.sources import Unit
 from training.teacher import Shares, Teacher
 
 SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
+AT_ONCE = 2048  # texts, so that those of a batch are about as long as one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def label(
     display: Display,
 ) -> None:
     """Write into `out` each text, or each sentence under its text's word and its own, and the share
-    of each class in its label (knowledge distillation, Hinton, Vinyals and Dean 2015).
+    of each class in its label (knowledge distillation, Hinton, Vinyals and Dean 2015). What was
+    there stays until all that is new is there.
 
     Raises `ConfigError` where `out` cannot be, `DataError` where nothing is there to label.
     """
@@ -71,15 +74,33 @@ def label(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     display.say(f"{len(texts):,} texts for {len(ensemble.bundles)} bundle(s) to label")
-    rows, shares = Teacher(ensemble).label_units(unit, texts)
-    if not rows:
-        raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
+    fresh = out.with_name(f"{out.name}.new-{os.getpid()}")
     try:
-        with gzip.open(out, "wt", encoding="utf-8") as file:
+        with gzip.open(fresh, "wt", encoding="utf-8") as file:
+            count = _write_labelled(ensemble, texts, unit, file, display)
+        if not count:
+            raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
+        fresh.replace(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    display.say(f"wrote {out}, {count:,} rows")
+
+
+def _write_labelled(
+    ensemble: Ensemble, texts: Sequence[str], unit: Unit, file: TextIO, display: Display
+) -> int:
+    """How many rows were written."""
+    teacher, count = Teacher(ensemble), 0
+    with display.texts("labelling", len(texts)) as advance:
+        for start in range(0, len(texts), AT_ONCE):
+            some = texts[start : start + AT_ONCE]
+            rows, shares = teacher.label_units(unit, some)
             for text, of_text in zip(rows, shares.astype(float).round(4).tolist(), strict=True):
                 by_class = dict(zip(ensemble.labels, of_text, strict=True))
                 row = {"text": text, "label": by_class}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
-    display.say(f"wrote {out}, {len(rows):,} rows")
+            count += len(rows)
+            advance(len(some))
+    return count

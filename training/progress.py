@@ -1,9 +1,10 @@
 """What the trainer sees while a run is under way."""
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -112,6 +113,19 @@ class Display:
             yield StepBar(
                 bar, bar.add_task("", total=total, completed=done, figures=""), self.console
             )
+
+    @contextlib.contextmanager
+    def texts(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar over `total` texts; what is given counts those that are done."""
+        columns = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, disable=self.console.quiet) as bar:
+            yield functools.partial(bar.advance, bar.add_task("", total=total))
 
     def evaluation(self, entry: Mapping[str, float], better: bool) -> None:
         """The figures of one evaluation."""

@@ -33,6 +33,19 @@ def lines(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
+class Failing:
+    """Predicts so often, and then fails."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, bundle, dataset) -> np.ndarray:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of memory")
+        return np.full((len(dataset), 2), 0.5, "f4")
+
+
 def test_several_bundles_say_the_mean_of_what_each_says(bundle, monkeypatch):
     said = iter(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], "f4"))
     monkeypatch.setattr("training.labelling.predict_bundle", lambda *_: next(said))
@@ -77,6 +90,27 @@ def test_a_file_that_cannot_be_is_refused_before_the_work(
     monkeypatch.setattr("training.labelling.predict_bundle", None)
     assert label([tiny_bundle], texts, tmp_path / out) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_texts_are_labelled_some_at_a_time(tiny_bundle, texts, tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole.jsonl.gz", tmp_path / "parts.jsonl.gz"
+    assert label([tiny_bundle], texts, whole) == 0
+    monkeypatch.setattr("training.labelling.AT_ONCE", 1)
+    assert label([tiny_bundle], texts, parts) == 0
+    assert "2/2" in capsys.readouterr().err
+    assert lines(parts) == lines(whole)
+
+
+def test_labels_of_before_stay_until_all_are_new(tiny_bundle, texts, tmp_path, monkeypatch):
+    out = tmp_path / "labelled.jsonl.gz"
+    assert label([tiny_bundle], texts, out, "--quiet") == 0
+    before = out.read_bytes()
+    monkeypatch.setattr("training.labelling.AT_ONCE", 1)
+    monkeypatch.setattr("training.labelling.predict_bundle", Failing(after=1))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        label([tiny_bundle], texts, out, "--quiet")
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.glob("labelled*")] == [out.name]
 
 
 @pytest.mark.parametrize(("unit", "count"), [("text", 0), ("sentences", 1)])

@@ -1,0 +1,1 @@
+"""The commands of `realce-train`, a file each, and the options that several share."""
