@@ -18,6 +18,7 @@ from training.sources import SourceConfig
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
 CHOICES = ("without", "only")  # of tables of a base
+SHARE = "base_share"  # of what a base reads of each source
 # What tells no run from another, and what tells runs of the same steps apart.
 _ABOUT = {"name": True, "version": True, "license": True, "train": {"compile"}}
 _OF_SOURCE = {"__all__": {"linear", "domain"}}
@@ -248,8 +249,9 @@ class RunConfig(BaseModel):
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """Read a TOML file (none: defaults) and lay `overrides`, keyed `section.key`, over it.
 
-    A file may begin with another: `base` names it, and `without` the tables of it to leave out, or
-    `only` those to keep; a source or set of the same name says only what it has otherwise.
+    A file may begin with another: `base` names it, `without` the tables of it to leave out, or
+    `only` those to keep, and `base_share` what part of each source's epochs is read; a source or
+    set of the same name says only what it has otherwise.
     """
     values = {} if path is None else _read(path)
     _lay(values, overrides)
@@ -279,10 +281,13 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     for key, names in chosen.items():
         if not isinstance(names, list):
             raise ConfigError(f"{path}: {key}={names!r} is to be a list")
+    share = values.pop(SHARE, None)
     beneath = _read(path.absolute().parent / base, (*above, path.resolve()))
     for key, names in chosen.items():
         if unknown := _choose(beneath, names, keep=key == "only"):
             raise ConfigError(f"{path}: {key}={unknown}: {base} has no such table")
+    if share is not None:
+        _share(path, beneath, share)
     return _over(beneath, values)
 
 
@@ -294,6 +299,15 @@ def _choose(values: dict[str, Any], names: Sequence[str], *, keep: bool) -> list
         values[kind] = [table for table in tables if (table.get("name") in names) is keep]
         unknown -= {str(table.get("name")) for table in tables}
     return sorted(unknown)
+
+
+def _share(path: Path, values: dict[str, Any], share: Any) -> None:
+    """Let each source be read so much of its epochs."""
+    if not isinstance(share, float | int) or isinstance(share, bool) or share <= 0:
+        raise ConfigError(f"{path}: {SHARE}={share!r} is to be a number above 0")
+    for kind in ("sources", "unlabelled", "translated"):
+        for table in values.get(kind, ()):
+            table["epochs"] = share * table.get("epochs", 1.0)
 
 
 def _over(beneath: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -132,9 +132,36 @@ def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
         load_config(path, {})
 
 
+def test_reads_a_share_of_what_its_base_does(tmp_path: Path):
+    (tmp_path / "base.toml").write_text(
+        '[[sources]]\nname = "mine"\npath = "mine.csv"\nepochs = 3.0\n'
+        '[[sources]]\nname = "theirs"\npath = "theirs.csv"\n'
+        '[[sources]]\nname = "hers"\npath = "hers.csv"\nepochs = 0\n'
+        '[[translated]]\nname = "meus"\nsource = "mine"\naligned = ["a.csv", "b.csv"]\n'
+        'language = "pt"\nepochs = 0.5\n'
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'base = "base.toml"\nbase_share = 0.5\n[[sources]]\nname = "theirs"\nepochs = 2.0\n'
+        '[[sources]]\nname = "ours"\npath = "ours.csv"\nepochs = 1.0\n'
+    )
+    config = load_config(path, {})
+    assert {one.name: one.epochs for one in (*config.sources, *config.translated)} == {
+        "mine": 1.5,
+        "theirs": 2.0,
+        "hers": 0.0,
+        "ours": 1.0,
+        "meus": 0.25,
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ('base = "base.toml"\nbase_share = 0', "run.toml: base_share=0 is to be a number above"),
+        ('base = "base.toml"\nbase_share = "a"', "run.toml: base_share='a' is to be a number"),
+        ('base = "base.toml"\nbase_share = true', "run.toml: base_share=True is to be a number"),
+        (f"base_share = 0.5\n{SOURCE}", "run.toml: base_share="),
         ('base = "gone.toml"', "gone.toml: cannot be read"),
         ('base = "run.toml"', "run.toml: base leads back to where it began"),
         ("base = 3", "run.toml: base=3 is to be a file"),
@@ -144,6 +171,7 @@ def test_says_of_its_base_only_what_is_otherwise(tmp_path: Path):
     ],
 )
 def test_refuses_a_base_that_is_none(tmp_path: Path, content: str, said: str):
+    (tmp_path / "base.toml").write_text(SOURCE)
     path = tmp_path / "run.toml"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
