@@ -123,9 +123,32 @@ def test_nothing_to_label_is_refused(unit, count, tiny_bundle, tmp_path, capsys)
     assert not out.exists()
 
 
-def test_a_limit_that_leaves_nothing_is_refused(tiny_bundle, texts, tmp_path, capsys):
-    assert label([tiny_bundle], texts, tmp_path / "l.jsonl.gz", "--limit", "0") == 2
-    assert f"--texts {texts}: limit=0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--limit", "1"], "A wonderful"),
+        (["--skip", "1"], "O bolo"),
+        (["--skip", "1", "--limit", "9"], "O bolo"),
+    ],
+)
+def test_a_part_of_the_texts_is_labelled(options, first, tiny_bundle, texts, tmp_path):
+    out = tmp_path / "labelled.jsonl.gz"
+    assert label([tiny_bundle], texts, out, "--quiet", *options) == 0
+    (row,) = lines(out)
+    assert row["text"].startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--limit", "0"], "--limit 0: must be 1 or more"),
+        (["--skip", "-1"], "--skip -1: must be 0 or more"),
+        (["--skip", "2"], "--texts: 0 texts have nothing to label, --unit text"),
+    ],
+)
+def test_a_part_that_is_none_is_refused(options, reason, tiny_bundle, texts, tmp_path, capsys):
+    assert label([tiny_bundle], texts, tmp_path / "l.jsonl.gz", *options) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_bundles_of_other_classes_are_no_ensemble():

@@ -36,7 +36,10 @@ def add(commands: Any) -> None:
         help="'sentences': label each sentence, by its text's label and its own",
     )
     command.add_argument("--strip-html", action="store_true", help="turn <br /> into a space")
-    command.add_argument("--limit", type=int, metavar="N", help="read the first N texts only")
+    command.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="leave the first N texts out (default: 0)"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="label N texts at most")
     command.add_argument(
         "--out", type=Path, required=True, help="file to write, with a name that ends in .jsonl.gz"
     )
@@ -51,11 +54,13 @@ def run(options: argparse.Namespace) -> int:
             **place(options.texts),
             text=options.text_column,
             strip_html=options.strip_html,
-            limit=options.limit,
         )
     except ValidationError as error:
         raise ConfigError(f"--texts {options.texts}: {faults(error)}") from error
-    texts = read_texts(source, Path())
+    for flag, value, least in (("--skip", options.skip, 0), ("--limit", options.limit, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} {value}: must be {least} or more")
+    texts = read_texts(source, Path())[options.skip :][: options.limit]
     ensemble = Ensemble.of([read_bundle(place) for place in options.bundles])
     label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))
     return 0
