@@ -228,8 +228,8 @@ def _inspect(options: argparse.Namespace) -> int:
     ]
     if restricted:
         print(
-            f"NON-COMMERCIAL: trained on {', '.join(restricted)}, so it may not be used for "
-            "commerce; training/configs/embedded-open.toml trains without"
+            f"NON-COMMERCIAL, for what it was trained on: {'; '.join(restricted)}. "
+            "training/configs/embedded-open.toml trains without"
         )
     for name, metrics in manifest.metrics.items():
         figures = (_metric(*pair) for pair in metrics.items() if _is_number(pair[1]))

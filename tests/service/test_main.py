@@ -107,7 +107,7 @@ def test_inspect_says_plainly_what_may_not_be_sold(tiny_bundle, tmp_path, capsys
     manifest["sources"][0] |= {"name": "shop", "license": "CC-BY-NC-SA-4.0"}
     (restricted / "manifest.json").write_text(json.dumps(manifest))
     assert main(["inspect", str(restricted)]) == 0
-    assert "NON-COMMERCIAL: trained on shop, so it may not" in capsys.readouterr().out
+    assert "NON-COMMERCIAL, for what it was trained on: shop. " in capsys.readouterr().out
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "NON-COMMERCIAL" not in capsys.readouterr().out
 
