@@ -4,10 +4,12 @@
         answer = classifier.classify(["Não gostei nada."], views=["contributions"])
 
 Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. A call that
-found no server or a full queue is tried again, within its deadline.
+found no server or a full queue is tried again, within its deadline. A proxy of the environment is
+used, but not for this machine.
 """
 
 import json
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,6 +26,7 @@ from service.types import FloatArray, ModelDescription, Token, View
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 128 << 20
+THIS_MACHINE = re.compile(r"(localhost|127(\.\d+){3}|\[?::1\]?)(:\d+)?", re.IGNORECASE)
 _DTYPES = {pb.DATA_TYPE_FLOAT32: "<f4", pb.DATA_TYPE_FLOAT16: "<f2"}
 _DATA_TYPES = {np.dtype(np.float32): pb.DATA_TYPE_FLOAT32, np.dtype("f2"): pb.DATA_TYPE_FLOAT16}
 _SERVICE_CONFIG = json.dumps(
@@ -55,6 +58,8 @@ _OPTIONS = (
     ("grpc.enable_retries", 1),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Larger calls than it holds are sent once, and the library's own limit is 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
 )
 
 
@@ -209,6 +214,49 @@ def _outcome(message: pb.ClassifyStreamResponse) -> list[Answer] | CallError:
     return CallError(message.error) if failed else answers(message.response)
 
 
+def channel_options(target: str) -> tuple[tuple[str, int | str], ...]:
+    """The options of a channel to `target`, as gRPC takes them."""
+    here = THIS_MACHINE.fullmatch(target)
+    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if here else _OPTIONS
+
+
+class _Batches:
+    """The messages of a stream. What goes wrong in making one ends the stream, so that those before
+    it are answered, and is raised to who reads the answers: the library would lose it."""
+
+    def __init__(self, views: Iterable[View | str], abstain: bool) -> None:
+        self._views, self._abstain = tuple(views), abstain
+        self._error: Exception | None = None
+        self._message(())  # a view that there is not is no matter of a batch
+
+    def _message(self, texts: Sequence[str]) -> pb.ClassifyStreamRequest:
+        request = request_message(texts, self._views, abstain=self._abstain)
+        return pb.ClassifyStreamRequest(request=request)
+
+    def each(self, batches: Iterable[Sequence[str]]) -> Iterator[pb.ClassifyStreamRequest]:
+        """A message for each batch."""
+        try:
+            for texts in batches:
+                yield self._message(texts)
+        except Exception as error:
+            self._error = error
+
+    async def each_of(
+        self, batches: AsyncIterable[Sequence[str]]
+    ) -> AsyncIterator[pb.ClassifyStreamRequest]:
+        """The same of batches that are waited for."""
+        try:
+            async for texts in batches:
+                yield self._message(texts)
+        except Exception as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+
 class _Client:
     """What both clients hold: the stub of their channel, and how long a call may take."""
 
@@ -225,7 +273,8 @@ class Classifier(_Client):
     """A synchronous client; safe to share between threads. All calls raise `CallError`."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        super().__init__(grpc.insecure_channel(target, options=_OPTIONS), timeout_s)
+        channel = grpc.insecure_channel(target, options=channel_options(target))
+        super().__init__(channel, timeout_s)
 
     def classify(
         self,
@@ -256,17 +305,18 @@ class Classifier(_Client):
     ) -> Iterator[list[Answer] | CallError]:
         """What came of each batch of texts, in order: its answers or why there are none.
 
-        `timeout_s` bounds the whole stream; without it there is no bound.
+        `timeout_s` bounds the whole stream; without it there is no bound. Raises, once those before
+        it are answered, what taking or reading a batch raises.
         """
-        chosen = tuple(views)
-        messages = (
-            pb.ClassifyStreamRequest(request=request_message(texts, chosen, abstain=abstain))
-            for texts in batches
-        )
+        messages = _Batches(views, abstain)
+        call = self._stub.ClassifyStream(messages.each(batches), timeout=timeout_s)
         try:
-            yield from map(_outcome, self._stub.ClassifyStream(messages, timeout=timeout_s))
+            yield from map(_outcome, call)
         except grpc.RpcError as error:
             raise _failure(error) from error
+        finally:
+            call.cancel()
+        messages.check()
 
     def get_model(self, *, timeout_s: float | None = None) -> Model:
         """The model in service."""
@@ -291,7 +341,9 @@ class AsyncClassifier(_Client):
     """The same on asyncio."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        super().__init__(grpc.aio.insecure_channel(target, options=_OPTIONS), timeout_s)
+        super().__init__(
+            grpc.aio.insecure_channel(target, options=channel_options(target)), timeout_s
+        )
 
     async def classify(
         self,
@@ -322,20 +374,20 @@ class AsyncClassifier(_Client):
     ) -> AsyncIterator[list[Answer] | CallError]:
         """What came of each batch of texts, in order: its answers or why there are none.
 
-        `timeout_s` bounds the whole stream; without it there is no bound.
+        `timeout_s` bounds the whole stream; without it there is no bound. Raises, once those before
+        it are answered, what taking or reading a batch raises. Who leaves early closes it
+        (`contextlib.aclosing`).
         """
-        chosen = tuple(views)
-
-        async def messages() -> AsyncIterator[pb.ClassifyStreamRequest]:
-            async for texts in batches:
-                request = request_message(texts, chosen, abstain=abstain)
-                yield pb.ClassifyStreamRequest(request=request)
-
+        messages = _Batches(views, abstain)
+        call = self._stub.ClassifyStream(messages.each_of(batches), timeout=timeout_s)
         try:
-            async for message in self._stub.ClassifyStream(messages(), timeout=timeout_s):
+            async for message in call:
                 yield _outcome(message)
         except grpc.RpcError as error:
             raise _failure(error) from error
+        finally:
+            call.cancel()
+        messages.check()
 
     async def get_model(self, *, timeout_s: float | None = None) -> Model:
         """The model in service."""

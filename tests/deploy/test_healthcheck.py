@@ -24,3 +24,8 @@ async def test_it_follows_the_server(server: Server):
 
 async def test_nobody_there_is_unhealthy():
     assert await check(1) == 1
+
+
+async def test_a_proxy_is_not_asked(server: Server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert await check(server.port) == 0

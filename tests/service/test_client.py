@@ -1,14 +1,23 @@
+import asyncio
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import numpy as np
 import pytest
 
 from protos.realce.v1 import classifier_pb2 as pb
-from service.client import AsyncClassifier, CallError, Classifier, array, request_message
+from service.client import (
+    AsyncClassifier,
+    CallError,
+    Classifier,
+    array,
+    channel_options,
+    request_message,
+)
 from service.errors import Overloaded, Unavailable
 from service.servicer import ClassifierServicer
 from service.types import View
@@ -23,7 +32,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def target(engine: FakeEngine) -> AsyncIterator[str]:
-    limits = Limits(max_texts=100, max_text_bytes=200, max_answer_bytes=1000)
+    limits = Limits(max_texts=4000, max_text_bytes=200, max_answer_bytes=1000)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -81,6 +90,93 @@ async def test_a_stream_gives_answers_and_errors_in_order(client):
     assert [answer.logits["positive"] for answer in third] == [1.0, 2.0]
 
 
+FAULTS = [
+    ({"views": ["colour"]}, [["a"]], ValueError, "VIEW_COLOUR is no view", 0),
+    ({}, [["four"], "one string"], ValueError, "must be a sequence of strings", 1),
+    ({}, [["four"], OSError("the disk is gone")], OSError, "the disk is gone", 1),
+]
+
+
+def given(batches: list) -> Iterator:
+    """These batches; an error among them is raised."""
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@pytest.mark.parametrize(("options", "batches", "kind", "reason", "answered"), FAULTS)
+async def test_a_batch_that_cannot_be_sent_is_told_after_the_answers_of_those_before_it(
+    client, options, batches, kind, reason, answered
+):
+    async def source():
+        for batch in given(batches):
+            yield batch
+
+    outcomes = []
+
+    async def read() -> None:
+        async for outcome in client.classify_stream(source(), **options):
+            outcomes.append(outcome)
+
+    with pytest.raises(kind, match=reason):
+        await read()
+    assert [one[0].logits["positive"] for one in outcomes] == [4.0] * answered
+
+
+@pytest.mark.parametrize(("options", "batches", "kind", "reason", "answered"), FAULTS)
+async def test_so_it_is_where_nothing_is_awaited(target, options, batches, kind, reason, answered):
+    outcomes = []
+
+    def read() -> None:
+        with Classifier(target) as client:
+            outcomes.extend(client.classify_stream(given(batches), **options))
+
+    with pytest.raises(kind, match=reason):
+        await asyncio.to_thread(read)
+    assert [one[0].logits["positive"] for one in outcomes] == [4.0] * answered
+
+
+async def test_a_stream_that_is_left_early_ends(client):
+    taken = 0
+
+    async def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield ["a"]
+            await asyncio.sleep(0)
+
+    async with contextlib.aclosing(client.classify_stream(endless())) as outcomes:
+        async for _ in outcomes:
+            break
+    await asyncio.sleep(0.05)
+    before = taken
+    await asyncio.sleep(0.1)
+    assert taken == before
+
+
+async def test_a_large_call_is_tried_again_too(engine, client):
+    engine.failures = [Unavailable("draining"), Overloaded("full", 0.02)]
+    assert len(await client.classify(["a" * 200] * 100 * 40)) == 4000
+    assert engine.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("127.0.0.1:50051", True),
+        ("localhost:1", True),
+        ("[::1]:50051", True),
+        ("10.0.0.1:50051", False),
+        ("127.0.0.1.example:1", False),
+        ("dns:///realce-headless:50051", False),
+    ],
+)
+def test_only_for_this_machine_no_proxy_is_asked(target: str, here: bool):
+    assert (("grpc.enable_http_proxy", 0) in channel_options(target)) is here
+
+
 async def test_unsure_answers_are_marked_when_asked_for(client):
     async def batches():
         yield ["ab", "abc"]
@@ -95,7 +191,7 @@ async def test_unsure_answers_are_marked_when_asked_for(client):
 async def test_the_model_comes_as_plain_data(engine, client):
     model = await client.get_model()
     assert model.description == engine.description
-    assert (model.max_texts, model.max_text_bytes, model.max_response_bytes) == (100, 200, 1000)
+    assert (model.max_texts, model.max_text_bytes, model.max_response_bytes) == (4000, 200, 1000)
 
 
 def test_no_server_is_told_at_once():
