@@ -11,6 +11,7 @@ from service.backend import Backend
 from service.batch import Entry
 from service.batcher import Batcher
 from service.errors import Overloaded, Unavailable
+from service.room import Hold, Room
 from service.scheduler import LEAST_RETRY_S, Scheduler
 from service.tokenization import encode
 from service.types import ModelDescription, Prediction, Token, ViewRequest
@@ -19,11 +20,15 @@ from service.views import check_answer_bytes
 CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is tokenized
 
 
+def _nothing() -> None:
+    """Nobody is to be told."""
+
+
 class Engine:
     """One bundle in service; made on the loop that will call it.
 
-    `on_failure` is called on the loop when the backend is gone for good; from then on every call
-    fails with `Unavailable`.
+    `room` is what answers under way may hold, shared with other engines. `on_failure` is called on
+    the loop when the backend is gone for good; from then on every call fails with `Unavailable`.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_queue_tokens: int = 131_072,
         max_answer_bytes: int = 64 << 20,
-        max_held_bytes: int = 256 << 20,
+        room: Room | None = None,
         hang_s: float = 30.0,
         on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,11 +63,11 @@ class Engine:
         self.ready = False
         self.parallel = backend.parallel
         self._backend = backend
-        self._max_answer_bytes, self._max_held_bytes = max_answer_bytes, max_held_bytes
-        self._held_bytes = 0
+        self._max_answer_bytes = max_answer_bytes
+        self.room = room or Room(256 << 20)
         self._notify_failure = on_failure
         self._tokenizer = bundle.tokenizer
-        self._tokenizing_characters = 0
+        self._reading_tokens = 0  # about, of calls that are being read
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,51 +88,60 @@ class Engine:
         self.ready = True
 
     async def classify(
-        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+        self,
+        texts: Sequence[str],
+        request: ViewRequest,
+        deadline: float | None,
+        hold: Hold | None = None,
+        on_queued: Callable[[], None] = _nothing,
     ) -> list[Prediction]:
         """One prediction a text, in order; `deadline` in seconds on the engine's clock.
 
-        Raises the errors of `service.errors`. Cancelling the caller's task cancels the work.
+        What the answers take of the room is in `hold` when they are returned, and its owner's to
+        release; without one it is given back. `on_queued` is called once nothing can refuse the
+        call any more. Raises the errors of `service.errors`. Cancelling the caller's task cancels
+        the work.
         """
         if not self.ready:
             raise Unavailable("not serving: starting or stopping")
+        if hold is None:
+            with Hold(self.room) as own:
+                return await self.classify(texts, request, deadline, own, on_queued)
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._classify(texts, request, deadline)
+            return await self._classify(texts, request, deadline, hold, on_queued)
+        except BaseException:
+            hold.release()
+            raise
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
 
     async def _classify(
-        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
-    ) -> list[Prediction]:
-        encodings = await self._encode(texts, request, deadline)
-        lengths = [len(encoding.input_ids) for encoding in encodings]
-        size = check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
-        if self._held_bytes + size > self._max_held_bytes:
-            raise Overloaded(
-                f"answers under way hold {self._held_bytes} of {self._max_held_bytes} bytes; this "
-                f"one would be {size}",
-                retry_after_s=max(LEAST_RETRY_S, self._scheduler.wait_s()),
-            )
-        self._held_bytes += size
-        try:
-            return await self._answer(texts, request, deadline, encodings)
-        finally:
-            self._held_bytes -= size
-
-    async def _answer(
         self,
         texts: Sequence[str],
         request: ViewRequest,
         deadline: float | None,
-        encodings: Sequence[Encoding],
+        hold: Hold,
+        on_queued: Callable[[], None],
     ) -> list[Prediction]:
+        encodings = await self._encode(texts, request, deadline)
+        lengths = [len(encoding.input_ids) for encoding in encodings]
+        size = check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
+        if not self.room.fits(size):
+            raise Overloaded(
+                f"answers under way hold {self.room.held} of {self.room.most} bytes; this one "
+                f"would be {size}",
+                retry_after_s=max(LEAST_RETRY_S, self._scheduler.wait_s()),
+            )
+        hold.take(size)
         entry = Entry([encoding.input_ids for encoding in encodings], request, deadline)
+        computed = self._batcher.submit(entry)
+        on_queued()
         try:
-            await self._batcher.submit(entry)
+            await computed
         except asyncio.CancelledError:
             self._batcher.forget(entry)
             raise
@@ -138,17 +152,17 @@ class Engine:
     ) -> list[Encoding]:
         """Tokenize, unless what already waits leaves no room or time for it: under overload the
         work of reading what will be refused would be taken from those who are answered."""
-        characters = sum(map(len, texts))
-        waiting = (self._tokenizing_characters + characters) // CHARACTERS_PER_TOKEN
-        compute_s = 0.0
+        guesses = list(map(self._guess, texts))
+        tokens, compute_s = sum(guesses), 0.0
         if self._scheduler.queued_tokens:  # else it is not looked at
-            compute_s = self._scheduler.costs.expect_s(request.variant, map(self._guess, texts))
-        self._batcher.check(min(waiting, self._scheduler.max_queue_tokens), deadline, compute_s)
-        self._tokenizing_characters += characters
+            compute_s = self._scheduler.costs.expect_s(request.variant, guesses)
+        waiting = min(self._reading_tokens + tokens, self._scheduler.max_queue_tokens)
+        self._batcher.check(waiting, deadline, compute_s)
+        self._reading_tokens += tokens
         try:
             return await encode(self._tokenizer, texts, offsets=bool(request.views))
         finally:
-            self._tokenizing_characters -= characters
+            self._reading_tokens -= tokens
 
     def _guess(self, text: str) -> int:
         """About how many tokens a text has."""

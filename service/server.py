@@ -18,9 +18,12 @@ from service.engine import Engine
 from service.health import Health
 from service.ort_backend import OrtBackend
 from service.repository import Repository
+from service.room import Room
 from service.servicer import SERVICE, ClassifierServicer
 from service.settings import Settings
 from service.validation import Limits
+
+MOST_BYTES = 2**31 - 1  # of a message, for gRPC
 
 log = structlog.get_logger("realce.server")
 
@@ -42,17 +45,23 @@ class Server:
         self._engine: Engine | None = None
         self._servicer: ClassifierServicer | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._room = Room(settings.max_held_bytes)
+        self._closing = False
         keepalive_ms = round(settings.keepalive_s * 1e3)
         self._server = grpc.aio.server(
             options=(
                 # Unless asked for: a second server would start unnoticed.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
                 # Up to twice the limit the servicer refuses by itself, in words of its own.
-                ("grpc.max_receive_message_length", 2 * settings.max_request_bytes),
+                (
+                    "grpc.max_receive_message_length",
+                    min(2 * settings.max_request_bytes, MOST_BYTES),
+                ),
                 # Answers are bounded before they are computed.
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             )
         )
@@ -92,8 +101,11 @@ class Server:
         """Put the bundle that is in the folder now in place of the one in service.
 
         A call is answered by the one it began with. If the new one cannot be served, that is
-        logged and the old one stays. Asked again before the end of it, it is done once more.
+        logged and the old one stays. Asked again before the end of it, it is done once more; once
+        the server is closing, nothing is.
         """
+        if self._closing:
+            return
         self._reloading = asyncio.ensure_future(self._reload(self._reloading))
 
     async def _reload(self, before: "asyncio.Task[None] | None") -> None:
@@ -157,7 +169,7 @@ class Server:
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             max_answer_bytes=settings.max_answer_bytes,
-            max_held_bytes=settings.max_held_bytes,
+            room=self._room,
             hang_s=settings.hang_s,
             on_failure=self._backend_gone,
         )
@@ -186,6 +198,7 @@ class Server:
         started, grace_s = time.perf_counter(), self.settings.grace_s
         assert self._engine is not None
         assert self._servicer is not None
+        self._closing = True
         if self._reloading is not None:
             self._reloading.cancel()
         log.info("draining", grace_s=grace_s)
@@ -225,12 +238,15 @@ def _told(engine: Engine) -> dict[str, object]:
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; at SIGHUP reload. Raises as `start` does."""
-    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    loop, stopping, asked = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, asked.set)  # while it starts
     try:
         server = await Server.start(settings)
         loop.add_signal_handler(signal.SIGHUP, server.reload)
+        if asked.is_set():
+            server.reload()
         await stopping.wait()
         await server.close()
     finally:

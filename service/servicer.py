@@ -6,7 +6,6 @@ import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -26,6 +25,7 @@ from service.errors import (
     Violation,
 )
 from service.logs import Tally
+from service.room import Hold
 from service.validation import Limits, check_model, check_request
 
 SERVICE = "realce.v1.Classifier"
@@ -40,7 +40,7 @@ M = TypeVar("M", bound=Message)
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.GenericRpcHandler[Any, Any]
-    Answers = asyncio.Queue["asyncio.Task[pb.ClassifyStreamResponse] | None"]
+    Answers = asyncio.Queue["asyncio.Task[bytes] | None"]
 
 
 def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidRequest]:
@@ -75,15 +75,14 @@ class ClassifierServicer:
         self._refused = Tally("refused")
 
     def handler(self) -> "Handler":
-        """The methods with our own deserialisers, for `grpc.aio.Server`."""
+        """The methods with our own deserialisers, for `grpc.aio.Server`. They give bytes: a message
+        that waits to be sent would be held twice."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        write, most = methodcaller("SerializeToString"), self._max_request_bytes
+        most = self._max_request_bytes
         methods = {
-            "Classify": unary(self.classify, decoder(pb.ClassifyRequest, most), write),
-            "ClassifyStream": stream(
-                self.classify_stream, decoder(pb.ClassifyStreamRequest, most), write
-            ),
-            "GetModel": unary(self.get_model, decoder(pb.GetModelRequest, most), write),
+            "Classify": unary(self.classify, decoder(pb.ClassifyRequest, most)),
+            "ClassifyStream": stream(self.classify_stream, decoder(pb.ClassifyStreamRequest, most)),
+            "GetModel": unary(self.get_model, decoder(pb.GetModelRequest, most)),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -96,37 +95,44 @@ class ClassifierServicer:
 
     async def classify(
         self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
-    ) -> pb.ClassifyResponse:
+    ) -> bytes:
         """See the protocol."""
-        call = Call("Classify", context, self._refused)
+        call, hold = Call("Classify", context, self._refused), Hold(self.engine.room)
         if not isinstance(request, InvalidRequest):
             call.rows = len(request.texts)
-        return await call.answer(self._classify(request, call.deadline))
+            if request.views:  # its answer takes room until it is sent
+                context.add_done_callback(lambda _: hold.release())  # type: ignore[arg-type]
+        message = await call.answer(self._classify(request, call.deadline, hold))
+        return message.SerializeToString()
 
     async def get_model(
         self, request: pb.GetModelRequest | InvalidRequest, context: "Context"
-    ) -> pb.GetModelResponse:
+    ) -> bytes:
         """See the protocol."""
-        return await Call("GetModel", context, self._refused).answer(self._describe(request))
+        call = Call("GetModel", context, self._refused)
+        return (await call.answer(self._describe(request))).SerializeToString()
 
     async def classify_stream(
         self,
         requests: AsyncIterator[pb.ClassifyStreamRequest | InvalidRequest],
         context: "Context",
-    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+    ) -> AsyncIterator[bytes]:
         """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
         call = Call("ClassifyStream", context, self._refused)
         if self._draining:
             await call.answer(_refuse())
-        tasks: set[asyncio.Task[pb.ClassifyStreamResponse]] = set()
+        under_way: dict[asyncio.Task[bytes], Hold] = {}
         read: Answers = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_WINDOW - 1)
 
         async def read_on() -> None:
+            before = asyncio.Event()
+            before.set()
             async for request in requests:
-                task = asyncio.create_task(self._stream_answer(request, call))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                hold, queued = Hold(self.engine.room), asyncio.Event()
+                answer = self._stream_answer(request, call, hold, before, queued)
+                task, before = asyncio.create_task(answer), queued
+                under_way[task] = hold
                 read.put_nowait(task)
                 await room.acquire()
 
@@ -136,8 +142,9 @@ class ClassifierServicer:
         try:
             while (task := await read.get()) is not None:
                 yield await task
+                under_way.pop(task).release()
                 room.release()
-            if self._draining:
+            if reader.cancelled():  # by `drain`: its caller has more to send
                 await call.answer(_refuse())
             await reader
             call.end("OK")
@@ -146,40 +153,61 @@ class ClassifierServicer:
             raise
         finally:
             self._readers.discard(reader)
-            for unfinished in (reader, *tasks):
+            reader.cancel()
+            for unfinished, hold in under_way.items():
                 unfinished.cancel()
+                hold.release()
 
     async def _stream_answer(
-        self, request: pb.ClassifyStreamRequest | InvalidRequest, call: "Call"
-    ) -> pb.ClassifyStreamResponse:
-        if isinstance(request, InvalidRequest):
-            return pb.ClassifyStreamResponse(error=call.failed(request)[1])
-        call.rows += len(request.request.texts)
+        self,
+        request: pb.ClassifyStreamRequest | InvalidRequest,
+        call: "Call",
+        hold: Hold,
+        before: asyncio.Event,
+        queued: asyncio.Event,
+    ) -> bytes:
+        """The answer to a message, or what is wrong with it. It is queued once the message before
+        it is: what comes later could else hold the room that an earlier one waits for."""
+        await before.wait()
         try:
-            answer = await self._patiently(request.request, call.deadline)
-        except Exception as error:
-            return pb.ClassifyStreamResponse(id=request.id, error=call.failed(error)[1])
-        return pb.ClassifyStreamResponse(id=request.id, response=answer)
+            if isinstance(request, InvalidRequest):
+                return _failed(call, "", request)
+            call.rows += len(request.request.texts)
+            try:
+                answer = await self._patiently(request.request, call.deadline, hold, queued)
+            except Exception as error:
+                return _failed(call, request.id, error)
+        finally:
+            queued.set()
+        return pb.ClassifyStreamResponse(id=request.id, response=answer).SerializeToString()
 
     async def _patiently(
-        self, request: pb.ClassifyRequest, deadline: float | None
+        self,
+        request: pb.ClassifyRequest,
+        deadline: float | None,
+        hold: Hold,
+        queued: asyncio.Event,
     ) -> pb.ClassifyResponse:
         """A stream waits where a call is refused: not reading on is its caller's back-pressure."""
         while True:
             try:
-                return await self._classify(request, deadline)
+                return await self._classify(request, deadline, hold, queued.set)
             except Overloaded as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
 
     async def _classify(
-        self, request: pb.ClassifyRequest | InvalidRequest, deadline: float | None
+        self,
+        request: pb.ClassifyRequest | InvalidRequest,
+        deadline: float | None,
+        hold: Hold,
+        on_queued: Callable[[], None] = lambda: None,
     ) -> pb.ClassifyResponse:
         if isinstance(request, InvalidRequest):
             raise request
         engine = self.engine
         model = engine.description
         views = check_request(request, model, self._limits)
-        predictions = await engine.classify(request.texts, views, deadline)
+        predictions = await engine.classify(request.texts, views, deadline, hold, on_queued)
         return converters.response(predictions, views, model, abstain=request.abstain)
 
     async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
@@ -273,6 +301,10 @@ class Call:
             rows=self.rows,
             **fields,
         )
+
+
+def _failed(call: "Call", number: str, error: Exception) -> bytes:
+    return pb.ClassifyStreamResponse(id=number, error=call.failed(error)[1]).SerializeToString()
 
 
 async def _refuse() -> pb.ClassifyStreamResponse:

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from service.backend import BackendGone, Outputs
+from service.room import Hold, Room
 from service.types import IntArray, ModelDescription, Prediction, Variant, ViewRequest
 
 POISON_ID = 666  # a row that begins with it makes the backend fail
@@ -73,7 +74,8 @@ class FakeEngine:
     """Answers each text positive with its number of characters n as logit and n / (n + 1) as
     probability; fails and waits as told to.
 
-    `failures` are raised by the next calls, one each; while `open` is not set, calls wait.
+    `failures` are raised by the next calls, one each; while `open` is not set, calls wait. Views
+    take as much room as texts have characters.
     """
 
     description = ModelDescription(
@@ -96,15 +98,25 @@ class FakeEngine:
         self.failures: list[Exception] = []
         self.open = asyncio.Event()
         self.open.set()
+        self.room = Room(1 << 20)
+        self.queued: list[str] = []
         self.under_way = self.most_under_way = self.calls = self.cancelled = 0
 
     async def classify(
-        self, texts: Sequence[str], request: ViewRequest, deadline: float | None
+        self,
+        texts: Sequence[str],
+        request: ViewRequest,
+        deadline: float | None,
+        hold: Hold,
+        on_queued: Callable[[], None],
     ) -> list[Prediction]:
         """See `Engine.classify`."""
         self.calls += 1
         if self.failures:
             raise self.failures.pop(0)
+        hold.take(sum(map(len, texts)) if request.views else 0)
+        self.queued += texts
+        on_queued()
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:

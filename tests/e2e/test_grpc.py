@@ -24,6 +24,7 @@ TEXTS = [
 ]
 ALL_VIEWS = [view for view in pb.View.values() if view]
 SERVING = health_pb2.HealthCheckResponse.SERVING
+UNLIMITED = (("grpc.max_receive_message_length", -1),)
 
 
 @pytest.fixture
@@ -345,3 +346,38 @@ async def test_reflection_by_option(settings):
                     names += [s.name for s in answer.list_services_response.service]
             assert ("realce.v1.Classifier" in names) is on
         await server.close()
+
+
+async def test_answers_that_nobody_reads_take_room_and_no_more(settings, bundle):
+    """A stream of attentions whose caller reads nothing: others are refused them, and answered
+    without; what is read is all there."""
+    count = bundle.manifest.config
+    text = "good " * 60
+    (encoding,) = bundle.tokenizer.encode_batch([text], offsets=False)
+    size = 4 * 50 * count.layers * count.heads * len(encoding.input_ids) ** 2
+    limits = {"max_answer_bytes": size, "max_held_bytes": 3 * size}
+    server = await Server.start(settings.model_copy(update=limits))
+    request = pb.ClassifyRequest(texts=[text] * 50, views=[pb.VIEW_ATTENTIONS])
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=UNLIMITED) as channel:
+        stub = rpc.ClassifierStub(channel)
+        messages = [pb.ClassifyStreamRequest(id=str(i), request=request) for i in range(6)]
+        unread = stub.ClassifyStream(iter(messages))
+        async with asyncio.timeout(20):
+            while server._engine.load[2] < 3 * 50:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # to compute more, if it did
+        assert server._room.held == 3 * size
+        assert server._engine.load[1] == 3 * 50
+        with pytest.raises(grpc.RpcError) as refused:
+            await stub.Classify(request)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert f"hold {3 * size} of {3 * size} bytes" in refused.value.details()
+        assert (await stub.Classify(pb.ClassifyRequest(texts=["good"]))).predictions
+        answers = [answer async for answer in unread]
+        assert [answer.id for answer in answers] == [str(i) for i in range(6)]
+        assert all(len(answer.response.predictions) == 50 for answer in answers)
+        assert (await stub.Classify(request)).predictions
+    async with asyncio.timeout(20):
+        while server._room.held:
+            await asyncio.sleep(0.01)
+    await server.close()

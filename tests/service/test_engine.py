@@ -9,6 +9,7 @@ from model.tokenizer import Encoding
 from service.engine import Engine
 from service.errors import BackendFailed, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from service.ort_backend import OrtBackend
+from service.room import Room
 from service.tokenization import encode
 from service.types import NO_VIEWS, Variant, View, ViewRequest
 from tests.fakes import FakeBackend
@@ -126,7 +127,7 @@ async def test_nothing_is_answered_before_it_is_warm_nor_after_it_is_closed(bund
 async def test_answers_under_way_are_bounded_together(bundle):
     backend = FakeBackend()
     backend.open.clear()
-    engine = Engine(bundle, backend, max_answer_bytes=1000, max_held_bytes=1000)
+    engine = Engine(bundle, backend, max_answer_bytes=1000, room=Room(1000))
     starting = asyncio.create_task(engine.start())
     backend.open.set()
     await starting

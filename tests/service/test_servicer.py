@@ -209,6 +209,43 @@ async def test_draining_ends_a_stream_once_what_it_read_is_answered(engine, serv
     assert (await failure(collect(stub.ClassifyStream(iter([]))))).code() is Code.UNAVAILABLE
 
 
+async def test_a_stream_that_is_done_while_the_server_drains_ends_well(engine, servicer, stub):
+    engine.open.clear()
+    call = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(id="1", request=HELLO)]))
+    reading = asyncio.ensure_future(collect(call))
+    await until(lambda: engine.under_way)
+    await until(lambda: not any(not reader.done() for reader in servicer._readers))
+    servicer.drain()
+    engine.open.set()
+    assert [answer.id for answer in await reading] == ["1"]
+    assert await call.code() is Code.OK
+
+
+async def test_a_message_of_a_stream_is_queued_after_those_before_it(engine, stub):
+    """Or what comes later might hold all the room that the first one waits for."""
+    engine.failures = [Overloaded("full", 0.05), Overloaded("full", 0.05)]
+    texts = ["a", "bb", "ccc"]
+    messages = [pb.ClassifyStreamRequest(request=pb.ClassifyRequest(texts=[t])) for t in texts]
+    answers = await collect(stub.ClassifyStream(iter(messages)))
+    assert [one.response.predictions[0].scores[1].logit for one in answers] == [1, 2, 3]
+    assert engine.queued == ["a", "bb", "ccc"]
+    assert engine.calls == 5
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_answer_takes_room_until_it_is_sent(engine, stub, monkeypatch, fails):
+    request = pb.ClassifyRequest(texts=["hello"], views=[pb.VIEW_EVIDENCE])
+    engine.open.clear()
+    if fails:
+        monkeypatch.setattr("service.converters.response", None)
+    call = stub.Classify(request)
+    await until(lambda: engine.under_way)
+    assert engine.room.held == 5
+    engine.open.set()
+    assert await call.code() is (Code.INTERNAL if fails else Code.OK)
+    await until(lambda: not engine.room.held)
+
+
 async def collect(answers, into=None):
     into = [] if into is None else into
     async for answer in answers:

@@ -1,0 +1,45 @@
+"""Room for answers: bytes that all under way may hold together, until they are sent."""
+
+from types import TracebackType
+from typing import Self
+
+
+class Room:
+    """So many bytes, of which `held` are in use."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+    def fits(self, size: int) -> bool:
+        """Is there room for `size` bytes more?"""
+        return self.held + size <= self.most
+
+
+class Hold:
+    """What one call's answers hold of a room, until it is released."""
+
+    __slots__ = ("_room", "size")
+
+    def __init__(self, room: Room) -> None:
+        self._room, self.size = room, 0
+
+    def take(self, size: int) -> None:
+        """Hold `size` bytes more."""
+        self._room.held += size
+        self.size += size
+
+    def release(self) -> None:
+        """Hold nothing any more; again, nothing happens."""
+        self._room.held -= self.size
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        place: TracebackType | None,
+    ) -> None:
+        self.release()
