@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,9 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    # It asks for a reload, and until there is something to reload would end the process; workers
+    # begin as their parent is.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = load_settings(flags)

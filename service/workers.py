@@ -7,11 +7,13 @@ one connection stays with one worker.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 
@@ -19,6 +21,7 @@ from service.ort_backend import cpu_quota
 from service.server import StartError
 from service.settings import Settings
 
+PLACE = Path(__file__).absolute().parents[1]  # where `service` is imported from
 LAST_WORD_S = 5.0  # beyond its grace, until a worker that will not end is killed
 
 log = structlog.get_logger("realce.workers")
@@ -68,24 +71,27 @@ def reserve(settings: Settings) -> Iterator[str]:
             family, kind, protocol, _, place = socket.getaddrinfo(
                 host.strip("[]"), int(port), type=socket.SOCK_STREAM
             )[0]
-            with socket.socket(family, kind, protocol) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind(place)  # fails where anybody listens, even one who would share
-                place = alone.getsockname()
+            if not settings.reuse_port:
+                with socket.socket(family, kind, protocol) as alone:
+                    alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    alone.bind(place)  # fails where anybody listens, even one who would share
+                    place = alone.getsockname()
             held = stack.enter_context(socket.socket(family, kind, protocol))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(place)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
             raise StartError(
-                f"{settings.given('grpc')}: cannot listen there: {error.strerror}; "
-                "try --grpc 127.0.0.1:0"
+                f"{settings.given('grpc')}: cannot listen there: "
+                f"{getattr(error, 'strerror', None) or error}; try --grpc 127.0.0.1:0"
             ) from error
-        yield f"{host}:{place[1]}"
+        yield f"{host}:{held.getsockname()[1]}"
 
 
 async def _start(environment: dict[str, str]) -> Process:
+    """A worker of this very package, whatever the folder that we were started in holds (-P)."""
+    path = os.pathsep.join(filter(None, (str(PLACE), environment.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "serve", env=environment
+        sys.executable, "-P", "-m", "service", "serve", env=environment | {"PYTHONPATH": path}
     )
 
 

@@ -1,5 +1,6 @@
 """The server as the operator sees it: a process that starts, says so, drains and ends."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.realce.v1 import classifier_pb2 as pb
 from protos.realce.v1 import classifier_pb2_grpc as rpc
 from service.server import Server
+from tests.signals import hangups
 
 Status = health_pb2.HealthCheckResponse
 GRACE_S = 15
@@ -63,6 +65,33 @@ def test_a_signal_drains_and_ends_the_process_though_callers_hold_on(tiny_bundle
         assert time.monotonic() - started < GRACE_S
 
 
+def test_a_signal_to_reload_while_it_starts_is_heard_once_it_serves(tiny_bundle):
+    command = [*REALCE, "serve", "--bundle", str(tiny_bundle), "--grpc", "127.0.0.1:0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            with hangups(process.pid):
+                assert json.loads(process.stderr.readline())["event"] == "serving"
+            assert json.loads(process.stderr.readline())["event"] == "reloaded"
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+async def test_a_signal_to_reload_is_not_heard_while_it_drains(settings):
+    server = await Server.start(settings)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = rpc.ClassifierStub(channel).ClassifyStream()  # and its caller holds on
+        await call.write(pb.ClassifyStreamRequest(request=pb.ClassifyRequest(texts=["good"])))
+        await call.read()
+        engine, closing = server._engine, asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        server.reload()
+        await closing
+    assert server._engine is engine
+    assert not engine.ready
+
+
 def endless() -> Iterator[pb.ClassifyStreamRequest]:
     """One message, then a caller that neither sends nor hangs up."""
     yield pb.ClassifyStreamRequest(request=pb.ClassifyRequest(texts=["good"]))
@@ -71,8 +100,6 @@ def endless() -> Iterator[pb.ClassifyStreamRequest]:
 
 def test_watchers_see_the_warm_up_end(settings, monkeypatch):
     """Health is answered from before the warm-up, and is SERVING only after it."""
-    import asyncio
-
     from service.engine import Engine
 
     warm, begin = Engine.start, asyncio.Event()

@@ -16,6 +16,7 @@ from service.client import Classifier
 from service.server import StartError
 from service.settings import Settings, load_settings
 from service.workers import reserve, worker_settings
+from tests.signals import hangups
 
 COMMAND = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0", "--device", "cpu"]
 
@@ -112,9 +113,43 @@ def test_a_port_somebody_listens_on_is_refused_even_if_shared():
             pass
 
 
-def test_a_host_that_is_not_there_is_refused():
+def test_a_port_is_shared_with_others_where_that_is_asked_for():
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with reserve(Settings(grpc=address, reuse_port=True)) as held:
+            assert held == address
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a" * 64])
+def test_a_host_that_is_not_there_is_refused(host: str):
     with (
-        pytest.raises(StartError, match=r"grpc=192\.0\.2\.1:0: cannot listen there"),
-        reserve(Settings(grpc="192.0.2.1:0")),
+        pytest.raises(StartError, match=rf"grpc={host}:0: cannot listen there"),
+        reserve(Settings(grpc=f"{host}:0")),
     ):
         pass
+
+
+def test_workers_are_of_the_package_that_was_started(tiny_bundle, tmp_path, monkeypatch):
+    other = tmp_path / "service"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('another package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # of the parent; ours is where it is installed
+    with two_workers(tiny_bundle) as workers, Classifier(workers.address) as classifier:
+        assert len(classifier.classify(["I loved it"])) == 1
+
+
+def test_a_signal_to_reload_while_workers_start_ends_nobody(tiny_bundle):
+    command = [*COMMAND, "--workers", "2", "--grace-s", "5", "--bundle", str(tiny_bundle)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with hangups(process.pid):
+                workers = Workers(process)
+            with Classifier(workers.address) as classifier:
+                assert len(classifier.classify(["I loved it"])) == 1
+            assert process.poll() is None
+        finally:
+            process.terminate()
