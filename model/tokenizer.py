@@ -163,8 +163,7 @@ class Tokenizer:
         if truncated:  # head and tail, in the proportion of Sun et al. 2019, section 5.3.1
             head = self.max_tokens // 4
             tail = self.max_tokens - head
-            *before, _ = text.rsplit(maxsplit=tail)
-            last = _WORD.finditer(text, len(before[0]) if len(before) == tail else 0)
+            last = self._last_words(text, tail)
             pieces = self._pieces(last) if offsets else self._of(word[0] for word in last)
             read[head:] = collections.deque(pieces, maxlen=tail)
         if not offsets:
@@ -183,6 +182,20 @@ class Tokenizer:
             for word in words
             for piece, (start, end) in zip(*self._known[word[0]], strict=True)
         )
+
+    def _last_words(self, text: str, tail: int) -> list[re.Match[str]]:
+        """Words that hold the last `tail` pieces; where they are long, no more than that, because
+        what is not known by heart takes the library long."""
+        *before, _ = text.rsplit(maxsplit=tail)
+        start = len(before[0]) if len(before) == tail else 0
+        words = list(_WORD.finditer(text, start))
+        if len(text) - start <= LONGEST_KNOWN * tail:
+            return words
+        first, pieces = len(words), 0
+        while first and pieces < tail:
+            first -= 1
+            pieces += len(self._known[words[first][0]].ids)
+        return words[first:]
 
     def _read(self, word: str) -> Word:
         raw = self._raw.encode(word, add_special_tokens=False)

@@ -155,6 +155,21 @@ def test_a_long_text_is_read_at_its_head_and_its_tail(text):
     assert cut.input_ids.tolist() == TOKENIZER.encode(text, offsets=False).input_ids.tolist()
 
 
+@pytest.mark.parametrize("space", ["", " "])
+def test_of_long_words_no_more_is_read_than_is_kept(space):
+    """They are not known by heart, and each takes the library long."""
+    text = space.join(["good" * 64] * 500)  # each a word as long as a word is read
+    whole = LONG_TOKENIZER.encode("good" * 64, offsets=False).input_ids[-9:]
+    read, fresh = [], Tokenizer.from_json(TOKENIZER.to_json(), max_tokens=12)
+    taken = fresh._read
+    fresh._known._read = lambda word: read.append(word) or taken(word)
+    encoding = fresh.encode(text, offsets=True)
+    assert encoding.truncated
+    assert encoding.input_ids[3:].tolist() == whole.tolist()
+    assert encoding.offsets[-1, 1] == len(text)
+    assert len(read) < 10
+
+
 def test_case_and_a_letter_that_grows_in_lower_case_leave_offsets_exact():
     text = "CAFÉ İ pão"  # İ is two code points in lower case
     (encoding,) = TOKENIZER.encode_batch([text], offsets=True)

@@ -38,3 +38,20 @@ async def test_others_have_their_turn_while_many_texts_are_read(bundle, monkeypa
         seen.append(tokenizer.read)
     assert seen[:3] == [3, 6, 9]
     assert len(await reading) == 9
+
+
+async def test_after_a_long_text_others_are_given_as_long(bundle, monkeypatch):
+    clock, slept = [0.0], []
+    monkeypatch.setattr("service.tokenization.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("service.tokenization.SLICE_S", SLICE_S / 8)  # a text takes four of these
+    sleep = asyncio.sleep
+
+    async def told(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("service.tokenization.asyncio.sleep", told)
+    await encode(SlowTokenizer(bundle.tokenizer, clock), ["bom"] * 2, offsets=False)
+    monkeypatch.setattr("service.tokenization.SLICE_S", SLICE_S / 16)
+    await encode(SlowTokenizer(bundle.tokenizer, clock), ["bom"], offsets=False)
+    assert slept == [0, 0, SLICE_S / 2]
