@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TEXTS_A_CALL = 256
+MOST_S = 86_400
 REFUSED, FAILED = 2, 1
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial|no commercial", re.IGNORECASE)
 
@@ -31,9 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(options.run(options))
         sys.stdout.flush()
     except BrokenPipeError:  # `realce inspect | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again
+        _give_up_on_output()
+        return FAILED
+    except OSError as error:
+        print(f"realce: {error.strerror or error}", file=sys.stderr)
+        _give_up_on_output()
         return FAILED
     return code
+
+
+def _give_up_on_output() -> None:
+    """Or Python tries once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,23 +155,39 @@ def _classify(options: argparse.Namespace) -> int:
     texts = [t for text in options.texts for t in (_lines() if text == "-" else [text])]
     if not texts:
         return _refuse("standard input holds no text")
+    for number, text in enumerate(texts, start=1):
+        if not _is_unicode(text):
+            return _refuse(f"text {number}: {text[:40]!a} is not UTF-8")
     views = ("evidence", "contributions", "pooling_attention") if options.explain else ()
-    answers: list[Answer] = []
+    predictions: list[dict[str, Any]] = []
+    code = 0
     with Classifier(options.target, timeout_s=options.timeout) as classifier:
-        try:
-            for start in range(0, len(texts), TEXTS_A_CALL):
-                part = texts[start : start + TEXTS_A_CALL]
-                answers += classifier.classify(part, views=views, abstain=options.abstain)
-        except CallError as error:
-            print(f"realce: {error}{_hint(error.code, options.target)}", file=sys.stderr)
-            return FAILED
-    if options.json:
-        print(json.dumps({"predictions": [_plain(a) for a in answers]}, ensure_ascii=False))
-    else:
-        from service.highlight import show
+        for start in range(0, len(texts), TEXTS_A_CALL):
+            part = texts[start : start + TEXTS_A_CALL]
+            try:
+                answers = classifier.classify(part, views=views, abstain=options.abstain)
+            except CallError as error:
+                which = (
+                    f"texts {start + 1} to {start + len(part)}: " if len(part) < len(texts) else ""
+                )
+                hint = _hint(error.code, options.target)
+                print(f"realce: {which}{error}{hint}", file=sys.stderr)
+                code = FAILED
+                break
+            if options.json:
+                predictions += map(_plain, answers)
+            else:
+                _show(part, answers, explain=options.explain)
+    if options.json and (predictions or not code):
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps({"predictions": predictions}, ensure_ascii=not utf8))
+    return code
 
-        show(texts, answers, [toward(a) for a in answers] if options.explain else None)
-    return 0
+
+def _show(texts: list[str], answers: "list[Answer]", *, explain: bool) -> None:
+    from service.highlight import show
+
+    show(texts, answers, [toward(answer) for answer in answers] if explain else None)
 
 
 def _hint(code: str, target: str) -> str:
@@ -171,13 +198,23 @@ def _hint(code: str, target: str) -> str:
 
 def _seconds(value: str) -> float:
     seconds = float(value)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value}: must be more than 0 seconds")
+    if not 0 < seconds <= MOST_S:
+        raise argparse.ArgumentTypeError(f"{value}: must be more than 0 and at most {MOST_S}")
     return seconds
 
 
 def _lines() -> list[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read
     return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(answer: "Answer") -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """An answer in the terminal: words shaded by what they brought to it."""
 
+import io
+import sys
 from collections.abc import Sequence
 
 import regex
@@ -19,16 +21,25 @@ LEGEND = (
 )
 FAINTEST = 1 / 8  # of the strongest word: what brought less stays unshaded
 NAMED = 8  # words listed with their numbers
+# A text may be anyone's: what it says to the terminal is not passed on. One for one, so that
+# offsets hold.
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+_CONTROLS |= dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
 def show(
     texts: Sequence[str], answers: Sequence[Answer], shares: Sequence[Sequence[float]] | None
 ) -> None:
-    """Print one line a text; with the `shares` of its tokens, shade its words and name some."""
+    """Print one line a text; with the `shares` of its tokens, shade its words and name some, and
+    say at the end what the shades mean."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of what this terminal has no character for
     console = Console(soft_wrap=True, highlight=False)
-    for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+    for i, (given, answer) in enumerate(zip(texts, answers, strict=True)):
+        text = given.translate(_CONTROLS)
         unsure = " (unsure)" if answer.abstained else ""
-        head = Text(f"{answer.label} {answer.probability:.1%}{unsure}  ")
+        cut = " (cut short)" if answer.truncated else ""
+        head = Text(f"{answer.label} {answer.probability:.1%}{unsure}{cut}  ")
         body = Text(text)
         if shares is None:
             console.print(head + body)

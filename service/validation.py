@@ -109,6 +109,9 @@ def _selection(request: pb.ClassifyRequest, model: ModelDescription) -> Iterable
     for axis, size in (("layers", model.layers), ("heads", model.heads)):
         chosen = getattr(request.attention_selection, axis)
         path = f"attention_selection.{axis}"
+        if len(chosen) > size:
+            yield Violation(path, f"{len(chosen)} {axis}, the limit is {size}")
+            continue
         if len(set(chosen)) < len(chosen):
             yield Violation(path, "names one twice")
         for i, index in enumerate(chosen):

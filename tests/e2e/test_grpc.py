@@ -128,6 +128,11 @@ BAD = [
         "names one twice",
     ),
     (
+        {"texts": ["a"], "views": [4], "attention_selection": {"layers": [0] * 70_000}},
+        "attention_selection.layers",
+        "70000 layers, the limit is 2",
+    ),
+    (
         {"texts": ["a"], "attention_selection": {"heads": [1]}},
         "attention_selection",
         "without VIEW_ATTENTIONS",

@@ -37,6 +37,17 @@ def test_the_cost_that_took_the_time_is_found(monkeypatch, cost, max_tokens):
     assert max(width for _, width, _ in backend.shapes) <= max_tokens
 
 
+def test_where_texts_are_very_short_a_row_costs_what_it_took(monkeypatch):
+    """Three shapes of eight tokens and fewer cannot tell three costs apart."""
+    backend, costs = TimedBackend(Cost(3e-4, 2e-5, 1e-8)), CostTable()
+    monkeypatch.setattr("service.costs.time.perf_counter", lambda: backend.now)
+    costs.measure(backend, 8)
+    found = costs.of(Variant.PLAIN)
+    for rows, width in ((1, 8), (4, 2)):
+        took = 3e-4 + rows * backend.cost.row_s(width)
+        assert found.run_s + rows * found.row_s(width) == pytest.approx(took, rel=0.05)
+
+
 def test_noise_makes_no_cost_negative(monkeypatch):
     ticks = itertools.chain([0, 9, 9, 18], itertools.repeat(20))  # only the first shape takes time
     monkeypatch.setattr("service.costs.time.perf_counter", lambda: next(ticks))

@@ -166,6 +166,22 @@ async def test_a_full_queue_refuses_and_the_rest_is_answered(held):
     assert len(await waiting) == 4
 
 
+async def test_what_is_cut_off_a_text_takes_no_room(bundle):
+    """It is guessed what a text will take before it is read, and it is read to 64 tokens."""
+    backend = FakeBackend()
+    engine = Engine(bundle, backend, max_batch_tokens=64, max_queue_tokens=200)
+    await engine.start()
+    backend.open.clear()
+    calls = [asyncio.create_task(engine.classify([text], NO_VIEWS, None)) for text in "abc"]
+    calls.append(asyncio.create_task(engine.classify(["a b " * 5_000], NO_VIEWS, None)))
+    await asyncio.sleep(0.05)
+    assert engine.load[0] > 0
+    backend.open.set()
+    *_, long = await asyncio.gather(*calls)
+    assert long[0].truncated
+    engine.close()
+
+
 async def test_cancelling_a_call_frees_its_room_and_stops_no_other(held):
     engine, backend = held
     doomed = asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))

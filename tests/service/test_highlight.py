@@ -61,3 +61,16 @@ def test_an_unsure_answer_says_so(capsys):
 def test_brackets_in_a_text_are_no_markup(capsys):
     show(["[bold]x[/bold] [/]"], [answer("x")], None)
     assert capsys.readouterr().out == "positive 75.0%  [bold]x[/bold] [/]\n"
+
+
+def test_a_text_that_was_cut_says_so(capsys):
+    show(["x"], [dataclasses.replace(answer("x"), truncated=True)], None)
+    assert capsys.readouterr().out == "positive 75.0% (cut short)  x\n"
+
+
+def test_a_text_says_nothing_to_the_terminal(capsys):
+    text = "\x1b[31mred\x1b]0;title\x07\tend\x9b2J"
+    show([text], [answer(text)], [[2.0]])
+    output = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b", "\t"} & set(output)
+    assert "positive 75.0%  \ufffd[31mred\ufffd]0;title\ufffd end\ufffd2J\n" in output

@@ -112,7 +112,7 @@ def test_inspect_says_plainly_what_may_not_be_sold(tiny_bundle, tmp_path, capsys
     assert "NON-COMMERCIAL" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon"])
+@pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon", "1e300"])
 def test_a_timeout_must_be_seconds(timeout, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["classify", "a", "--timeout", timeout])
@@ -130,6 +130,51 @@ def test_many_lines_are_asked_for_in_several_calls(served, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("I loved it\n" * 1500))
     assert main(["classify", "-", "--json", "--target", address]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == 1500
+
+
+def test_what_is_answered_is_shown_whatever_comes_after_it(served, capsys, monkeypatch):
+    address, _ = served
+    lines = ["I loved it"] * 299 + ["x" * 300_000]
+    for options, count in ([], 256), (["--json"], 256):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        assert main(["classify", "-", "--target", address, *options]) == 1
+        output, error = capsys.readouterr()
+        assert output.count("I loved it" if not options else '"label"') == count
+        assert error.startswith("realce: texts 257 to 300: INVALID_ARGUMENT: texts[43]: 300000 ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_bytes_that_are_no_text_are_refused(encoding):
+    """As arguments and on standard input; not where they are text, as all are in Latin-1."""
+    command = [sys.executable, "-m", "service", "classify", "--target", "127.0.0.1:9"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    asked = [(["a", b"n\xe3o"], b"", 2), (["-"], b"bom\nn\xe3o\n", 2 if encoding == "utf-8" else 1)]
+    for texts, stdin, code in asked:
+        done = subprocess.run(
+            [*command, *texts], input=stdin, capture_output=True, check=False, env=environment
+        )
+        assert done.returncode == code
+        said = b"realce: text 2: 'n\\udce3o' is not UTF-8" if code == 2 else b"realce: UNAVAILABLE"
+        assert done.stderr.startswith(said)
+
+
+def test_what_the_terminal_has_no_character_for_is_replaced(served):
+    address, _ = served
+    command = [sys.executable, "-m", "service", "classify", "bom 👍", "--target", address]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    assert shown.endswith(b"  bom ?\n")
+    told = subprocess.run([*command, "--json"], capture_output=True, check=True, env=environment)
+    assert json.loads(told.stdout.decode("ascii"))["predictions"]
+
+
+def test_a_full_disk_is_told(served):
+    address, _ = served
+    command = [sys.executable, "-m", "service", "classify", "bom", "--target", address]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "realce: No space left on device\n"
 
 
 def test_help_of_serve_names_every_setting(capsys):
