@@ -120,6 +120,8 @@ class Model:
     max_texts: int
     max_text_bytes: int
     max_response_bytes: int
+    max_request_bytes: int
+    max_request_tokens: int
 
 
 def request_message(
@@ -197,6 +199,8 @@ def _model(one: pb.Model) -> Model:
         max_texts=one.limits.max_texts,
         max_text_bytes=one.limits.max_text_bytes,
         max_response_bytes=one.limits.max_response_bytes,
+        max_request_bytes=one.limits.max_request_bytes,
+        max_request_tokens=one.limits.max_request_tokens,
     )
 
 

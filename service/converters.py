@@ -91,6 +91,8 @@ def model(description: ModelDescription, limits: Limits) -> pb.Model:
             max_texts=limits.max_texts,
             max_text_bytes=limits.max_text_bytes,
             max_response_bytes=limits.max_answer_bytes,
+            max_request_bytes=limits.max_request_bytes,
+            max_request_tokens=limits.max_request_tokens,
         ),
     )
 

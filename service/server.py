@@ -23,7 +23,7 @@ from service.servicer import SERVICE, ClassifierServicer
 from service.settings import Settings
 from service.validation import Limits
 
-MOST_BYTES = 2**31 - 1  # of a message, for gRPC
+MOST = 2**31 - 1  # that gRPC takes: bytes of a message; milliseconds, and then it is for ever
 
 log = structlog.get_logger("realce.server")
 
@@ -48,6 +48,7 @@ class Server:
         self._room = Room(settings.max_held_bytes)
         self._closing = False
         keepalive_ms = round(settings.keepalive_s * 1e3)
+        age_ms = round(settings.connection_age_s * 1e3)
         self._server = grpc.aio.server(
             options=(
                 # Unless asked for: a second server would start unnoticed.
@@ -55,13 +56,16 @@ class Server:
                 # Up to twice the limit the servicer refuses by itself, in words of its own.
                 (
                     "grpc.max_receive_message_length",
-                    min(2 * settings.max_request_bytes, MOST_BYTES),
+                    min(2 * settings.max_request_bytes, MOST),
                 ),
                 # Answers are bounded before they are computed.
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Who has a connection would never see a pod that came later. Calls under way end on
+                # the old one, however long a stream takes.
+                ("grpc.max_connection_age_ms", age_ms or MOST),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             )
         )
@@ -176,10 +180,14 @@ class Server:
 
     async def _open(self, engine: Engine) -> None:
         settings, server = self.settings, self._server
-        limits = Limits(settings.max_texts, settings.max_text_bytes, settings.max_answer_bytes)
-        self._servicer = ClassifierServicer(
-            engine, limits, max_request_bytes=settings.max_request_bytes
+        limits = Limits(
+            settings.max_texts,
+            settings.max_text_bytes,
+            settings.max_answer_bytes,
+            settings.max_request_bytes,
+            settings.max_queue_tokens,
         )
+        self._servicer = ClassifierServicer(engine, limits)
         server.add_generic_rpc_handlers((self._servicer.handler(),))
         self._health.add_to(server)
         if settings.reflection:

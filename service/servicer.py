@@ -66,10 +66,9 @@ def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidReque
 class ClassifierServicer:
     """Serves an engine as `realce.v1.Classifier`; another may take its place at any time."""
 
-    def __init__(self, engine: Engine, limits: Limits, *, max_request_bytes: int = 8 << 20) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine = engine
         self._limits = limits
-        self._max_request_bytes = max_request_bytes
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
         self._refused = Tally("refused")
@@ -78,7 +77,7 @@ class ClassifierServicer:
         """The methods with our own deserialisers, for `grpc.aio.Server`. They give bytes: a message
         that waits to be sent would be held twice."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        most = self._max_request_bytes
+        most = self._limits.max_request_bytes
         methods = {
             "Classify": unary(self.classify, decoder(pb.ClassifyRequest, most)),
             "ClassifyStream": stream(self.classify_stream, decoder(pb.ClassifyStreamRequest, most)),

@@ -69,6 +69,13 @@ class Settings(BaseSettings):
     keepalive_s: float = Field(
         60.0, ge=1, le=86_400, description="seconds between pings to a caller that is silent"
     )
+    connection_age_s: float = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        description="about how many seconds until a caller is asked to connect anew, and so finds "
+        "servers that have been added; 0 is never",
+    )
     reflection: bool = Field(False, description="serve gRPC reflection")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line written; debug has one line a call"

@@ -32,6 +32,8 @@ class Limits:
     max_texts: int
     max_text_bytes: int
     max_answer_bytes: int
+    max_request_bytes: int
+    max_request_tokens: int
 
 
 def check_model(name: str, model: ModelDescription) -> None:

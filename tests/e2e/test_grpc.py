@@ -15,6 +15,7 @@ from protos.realce.v1 import classifier_pb2 as pb
 from protos.realce.v1 import classifier_pb2_grpc as rpc
 from service.client import AsyncClassifier, array
 from service.server import Server, StartError
+from service.servicer import ClassifierServicer
 from service.settings import Settings
 
 TEXTS = [
@@ -385,4 +386,38 @@ async def test_answers_that_nobody_reads_take_room_and_no_more(settings, bundle)
     async with asyncio.timeout(20):
         while server._room.held:
             await asyncio.sleep(0.01)
+    await server.close()
+
+
+async def test_who_stays_connected_is_asked_to_connect_anew_and_loses_no_call(
+    settings, monkeypatch
+):
+    callers = set[str]()
+    classify = ClassifierServicer.classify
+
+    async def told(servicer, request, context):
+        callers.add(context.peer())
+        return await classify(servicer, request, context)
+
+    monkeypatch.setattr(ClassifierServicer, "classify", told)
+    server = await Server.start(settings.model_copy(update={"connection_age_s": 0.2}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = rpc.ClassifierStub(channel)
+        stream = stub.ClassifyStream()
+        request = pb.ClassifyRequest(texts=["good"])
+        async with asyncio.timeout(20):
+            while len(callers) < 3:
+                await stream.write(pb.ClassifyStreamRequest(request=request))
+                assert (await stream.read()).response.predictions
+                assert (await stub.Classify(request)).predictions
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+    await server.close()
+
+
+async def test_the_largest_requests_are_taken_up_to_what_grpc_can_carry(settings):
+    server = await Server.start(settings.model_copy(update={"max_request_bytes": 1 << 30}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        model = (await rpc.ClassifierStub(channel).GetModel(pb.GetModelRequest())).model
+    assert model.limits.max_request_bytes == 1 << 30
     await server.close()

@@ -32,7 +32,13 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def target(engine: FakeEngine) -> AsyncIterator[str]:
-    limits = Limits(max_texts=4000, max_text_bytes=200, max_answer_bytes=1000)
+    limits = Limits(
+        max_texts=4000,
+        max_text_bytes=200,
+        max_answer_bytes=1000,
+        max_request_bytes=1 << 20,
+        max_request_tokens=500,
+    )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -192,6 +198,7 @@ async def test_the_model_comes_as_plain_data(engine, client):
     model = await client.get_model()
     assert model.description == engine.description
     assert (model.max_texts, model.max_text_bytes, model.max_response_bytes) == (4000, 200, 1000)
+    assert (model.max_request_bytes, model.max_request_tokens) == (1 << 20, 500)
 
 
 def test_no_server_is_told_at_once():

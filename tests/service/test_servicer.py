@@ -33,8 +33,14 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def servicer(engine: FakeEngine) -> ClassifierServicer:
-    limits = Limits(max_texts=100, max_text_bytes=200, max_answer_bytes=1000)
-    return ClassifierServicer(engine, limits, max_request_bytes=MAX_REQUEST_BYTES)
+    limits = Limits(
+        max_texts=100,
+        max_text_bytes=200,
+        max_answer_bytes=1000,
+        max_request_bytes=MAX_REQUEST_BYTES,
+        max_request_tokens=500,
+    )
+    return ClassifierServicer(engine, limits)
 
 
 @pytest.fixture

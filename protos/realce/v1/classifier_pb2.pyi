@@ -185,11 +185,15 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., bias: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., views: _Optional[_Iterable[_Union[View, str]]] = ..., license: _Optional[str] = ..., provider: _Optional[str] = ..., fingerprint: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., abstention_threshold: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_texts", "max_text_bytes", "max_response_bytes")
+    __slots__ = ("max_texts", "max_text_bytes", "max_response_bytes", "max_request_bytes", "max_request_tokens")
     MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     max_texts: int
     max_text_bytes: int
     max_response_bytes: int
-    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ...) -> None: ...
+    max_request_bytes: int
+    max_request_tokens: int
+    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_request_tokens: _Optional[int] = ...) -> None: ...
