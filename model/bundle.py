@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,13 +206,15 @@ def write_bundle(
             target.write_bytes(content)
         bundle = read_bundle(fresh)
         _swap(fresh, path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return dataclasses.replace(bundle, path=path)
 
 
 def check_place(path: Path) -> None:
-    """Raise `BundleError` where a bundle cannot be written: in place of something else."""
+    """Raise `BundleError` where no bundle can be written: in place of something else, or at all."""
     if not path.name or path.name == "..":
         raise BundleError(f"{path}: name a folder for the bundle")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -224,6 +227,12 @@ def check_place(path: Path) -> None:
         for name in _files(path):
             if name not in files and name != MANIFEST:
                 raise BundleError(f"{path}: holds {name} beside a bundle; name another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def sha256(content: bytes) -> str:

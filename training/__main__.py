@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"realce-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("realce-train: stopped; the same command goes on from here", file=sys.stderr)
+        more = "; the same command goes on from here" if getattr(options, "goes_on", False) else ""
+        print(f"realce-train: stopped{more}", file=sys.stderr)
         return 130
 
 

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.faults import faults
 from training.sources import SourceConfig
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
 CHOICES = ("without", "only")  # of tables of a base
 SHARE = "base_share"  # of what a base reads of each source
@@ -350,6 +350,8 @@ def _lay(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         target = values
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{key}={value}: {section}={target!r} is no table of settings")
         target[last] = value
 
 

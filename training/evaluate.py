@@ -76,8 +76,11 @@ def selective_accuracy(probabilities: Logits, labels: Labels, coverage: float) -
 
 
 def margin(accuracy: float, rows: int) -> float:
-    """How far chance moves an accuracy over so many rows: half of a 95 % interval."""
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / rows)
+    """How far chance moves an accuracy over so many rows: half of a 95% interval (Wilson 1927,
+    which says something of few rows that are all right, too)."""
+    z = 1.96
+    spread = accuracy * (1 - accuracy) / rows + (z / (2 * rows)) ** 2
+    return z / (1 + z * z / rows) * math.sqrt(spread)
 
 
 def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:

@@ -55,9 +55,10 @@ def export(network: TextClassifier, temperature: float, *, half_weights: bool) -
     With `half_weights` (after `halve_weights`) large weights are stored in float16 and cast back
     when the graph is loaded; the arithmetic stays float32.
     """
-    example_ids = torch.randint(3, network.config.vocab_size, (2, 9))
+    width = min(9, network.config.max_tokens)
+    example_ids = torch.randint(3, network.config.vocab_size, (2, width))
     example_mask = torch.ones_like(example_ids)
-    example_mask[1, 5:] = 0
+    example_mask[1, width // 2 :] = 0
     axes = {0: torch.export.Dim("B"), 1: torch.export.Dim("S", max=network.config.max_tokens)}
     with warnings.catch_warnings():
         # The exporter warns about its own internals.

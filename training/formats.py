@@ -36,7 +36,7 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     if kind not in FORMATS:
         raise DataError(f"{path}: format not known; use one of {', '.join(FORMATS)}, plain or .gz")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if kind == ".toml":
         yield from _templates(path)
         return

@@ -95,10 +95,17 @@ def begin_with(network: TextClassifier, start: Start) -> None:
     head = weights.get("head.bias")
     if head is None or head.shape != network.head.bias.shape:
         weights |= {f"head.{name}": value for name, value in network.head.state_dict().items()}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(f"{start.path}: no weights for this network: {error}") from error
+    has, needs = (
+        {name: list(of.shape) for name, of in states.items()}
+        for states in (weights, network.state_dict())
+    )
+    for name in (*needs, *has):
+        if has.get(name) != needs.get(name):
+            raise ConfigError(
+                f"{start.path}: no weights for this network: {name} is {has.get(name, 'not there')}"
+                f", and is to be {needs.get(name, 'left out')}"
+            )
+    network.load_state_dict(weights)
 
 
 def drawn_back(network: TextClassifier, start: Start, share: float) -> None:

@@ -97,7 +97,7 @@ def _write_labelled(
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
             rows, shares = teacher.label_units(unit, some)
-            for text, of_text in zip(rows, shares.astype(float).round(4).tolist(), strict=True):
+            for text, of_text in zip(rows, shares.astype(float).round(6).tolist(), strict=True):
                 by_class = dict(zip(ensemble.labels, of_text, strict=True))
                 row = {"text": text, "label": by_class}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

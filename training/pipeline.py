@@ -62,14 +62,15 @@ def fit(
         start = start.speaking_of(splits.labels)
         begin_with(network, start)
         identity += f"-{start.identity}"
+    training = trainer(config, splits, encoded, network, identity, run, where)
     origin = Origin.of_run(config, splits, start.origin if start else None)
-    if where.first:
+    if where.first:  # once the folder has shown to be this run's
         origin.keep(run)
     display.say(
         f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
         f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
     )
-    history = trainer(config, splits, encoded, network, identity, run, where).fit(display, watch)
+    history = training.fit(display, watch)
     if not where.first:
         return None
     if start is not None and config.train.start_share:
@@ -77,7 +78,8 @@ def fit(
     if config.network.ngrams:
         display.say("fitting the linear part")
         network = with_linear_part(config, encoded, network, run, where)
-    return finish(config, splits, encoded, network, history, origin, out, where, display)
+    epochs = training.epochs
+    return finish(config, splits, encoded, network, history, epochs, origin, out, where, display)
 
 
 def make_run_folder(run: Path) -> None:
@@ -133,6 +135,7 @@ def finish(
     encoded: Encoded,
     network: TextClassifier,
     history: list[dict[str, float]],
+    epochs: int,
     origin: Origin,
     out: Path,
     where: Ranks,
@@ -175,7 +178,7 @@ def finish(
             "license": origin.license,
         },
         half_weights=half,
-        settings=config.train.model_dump() | {"steps": int(history[-1]["step"])},
+        settings=config.train.model_dump() | {"epochs": epochs, "steps": int(history[-1]["step"])},
         warnings=splits.warnings,
         plots={
             "loss.png": report.loss_plot(history),

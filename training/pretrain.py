@@ -42,8 +42,6 @@ def pretrain(
     network = Detector(untrained(config, splits, encoded).config)
     if config.train.token_vectors and where.first and not Trainer.begun(run):
         begin_with_vectors(network, texts, config.train.seed)
-    if where.first:
-        Origin.of_run(config, splits, None).keep(run)
     display.say(
         f"{len(texts):,} texts and {texts.lengths.sum():,} tokens to learn from, "
         f"{where.world_size} process(es) on {where.device}"
@@ -67,5 +65,8 @@ def pretrain(
         config.train.replaced_tokens,
     )
     fingerprint = f"pretrain-{config.steps_fingerprint}-{splits.digest}"
-    Trainer(network, batches, objective, config.train, fingerprint, run, where).fit(display, watch)
+    trainer = Trainer(network, batches, objective, config.train, fingerprint, run, where)
+    if where.first:  # once the folder has shown to be this run's
+        Origin.of_run(config, splits, None).keep(run)
+    trainer.fit(display, watch)
     display.say(f"{run / BEST} and {run / TOKENIZER} are what `fit --start-from {run}` begins with")

@@ -1,11 +1,12 @@
 """Labelled texts: known by their key, each once, left out or divided by it."""
 
+import dataclasses
 import hashlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,18 @@ _NOT_WORD = re.compile(r"[\W_]+")
 class Rows:
     """Labelled texts, column by column: texts [N], targets [N, C] (each class's share of the label,
     one of them 1 unless the label is graded), sources [N] (index of the source among those read
-    together) and languages [N]."""
+    together), languages [N], and `wholes` [N], the key of the text that a row is a part of, empty
+    where it is a text by itself."""
 
     texts: list[str]
     targets: npt.NDArray[np.float32]
     sources: npt.NDArray[np.int64]
     languages: npt.NDArray[np.str_]
+    wholes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.wholes:
+            object.__setattr__(self, "wholes", [""] * len(self.texts))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -36,11 +43,21 @@ class Rows:
         """The class with the largest share, [N]."""
         return self.targets.argmax(axis=1)
 
+    def of_classes(self, found: tuple[str, ...], labels: tuple[str, ...]) -> "Rows":
+        """The same rows, their targets in the order of `labels`, among which are all of `found`,
+        which they are of."""
+        if found == labels:
+            return self
+        targets = np.zeros((len(self), len(labels)), dtype=np.float32)
+        targets[:, [labels.index(label) for label in found]] = self.targets
+        return dataclasses.replace(self, targets=targets)
+
     def take(self, at: npt.NDArray[Any]) -> "Rows":
         """The rows at these indices, or where this mask is True."""
         at = np.flatnonzero(at) if at.dtype == bool else at
         texts = [self.texts[i] for i in at]
-        return Rows(texts, self.targets[at], self.sources[at], self.languages[at])
+        wholes = [self.wholes[i] for i in at]
+        return Rows(texts, self.targets[at], self.sources[at], self.languages[at], wholes)
 
 
 def row_key(text: str) -> str:
@@ -75,7 +92,7 @@ def deduplicate(parts: Sequence[Rows]) -> tuple[Rows, dict[str, int]]:
         chosen = [i for key, i in first.items() if key not in conflicting and key not in taken]
         taken |= first.keys()
         one = part.take(np.array(chosen, dtype=np.int64))
-        kept.append(Rows(one.texts, one.targets, np.full(len(one), number), one.languages))
+        kept.append(dataclasses.replace(one, sources=np.full(len(one), number)))
     rows = concatenate(kept)
     dropped["duplicate"] = sum(map(len, parts)) - len(rows) - dropped["contradictory"]
     return rows, dict(dropped)
@@ -88,6 +105,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         targets=np.concatenate([part.targets for part in parts]),
         sources=np.concatenate([part.sources for part in parts]),
         languages=np.concatenate([part.languages for part in parts]),
+        wholes=[whole for part in parts for whole in part.wholes],
     )
 
 
@@ -97,8 +115,10 @@ def excluded(text: str, keys: frozenset[str]) -> bool:
 
 
 def split(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]:
-    """Train, validation and test by a hash of the text: a text never changes sides."""
-    place = np.array([int(row_key(text), 16) / 16**16 for text in rows.texts])
+    """Train, validation and test by a hash of the text: it never changes sides, and what is made of
+    it is on its side."""
+    keys = (whole or row_key(text) for text, whole in zip(rows.texts, rows.wholes, strict=True))
+    place = np.array([int(key, 16) / 16**16 for key in keys])
     in_test = place < test
     in_validation = ~in_test & (place < test + validation)
     return rows.take(~in_test & ~in_validation), rows.take(in_validation), rows.take(in_test)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from model.bundle import MAX_LABEL_CHARACTERS
 from training.formats import DataError, read_file, read_hub
-from training.rows import Rows, excluded
+from training.rows import Rows, excluded, row_key
 
 MAX_DISCOVERED = 256
 ROUNDED = 1e-3  # what a row's shares may miss 1 by together, being written with few digits
@@ -138,16 +138,18 @@ def read_rows(
     labels: tuple[str, ...] | None,
     base: Path,
     held_out: frozenset[str] = frozenset(),
+    least: int = 2,
 ) -> tuple[Rows, tuple[str, ...], dict[str, int]]:
     """All usable rows of a source, the labels in class order, and what was dropped, by reason.
 
     Paths are relative to `base`. Texts whose key is in `held_out` are dropped, and all that would
     be made of them. Where `labels` is None they are the distinct ones found, sorted.
-    Raises `DataError` on anything that is not a table of known labels, or of two at least where
+    Raises `DataError` on anything that is not a table of known labels, or of `least` of them where
     they are to be found.
     """
     where = _where(source, base)
     texts: list[str] = []
+    wholes: list[str] = []
     shares: list[Shares] = []
     dropped: Counter[str] = Counter()
     for place, raw, value, marked in _records(source, base):
@@ -169,6 +171,7 @@ def read_rows(
             pieces = _pieces(source, raw, text, marked)
         except ValueError as error:
             raise DataError(f"{where}: {place}: {source.passages}={error}") from error
+        key = "" if pieces == [text] and not source.frames else row_key(text)
         for piece in pieces:
             if not piece:
                 dropped["blank"] += 1
@@ -178,16 +181,18 @@ def read_rows(
                 dropped["held-out"] += 1
             else:
                 texts += [frame.replace(PLACE, piece) for frame in source.frames or (PLACE,)]
-                shares += [share] * (len(texts) - len(shares))
+                more = len(texts) - len(shares)
+                shares += [share] * more
+                wholes += [key] * more
         if source.limit is not None and len(texts) >= source.limit:
             break
     if not texts:
         raise DataError(f"{where}: no rows{_left_out(dropped)}")
     found = sorted({name for share in shares for name in share})
-    if labels is None and len(found) < 2:
+    if labels is None and len(found) < least:
         first = "" if source.limit is None else f" of the first {source.limit}"
         raise DataError(
-            f"{where}: every row{first} is {found[0]!r}; at least 2 labels are needed"
+            f"{where}: every row{first} is {found[0]!r}; at least {least} labels are needed"
             f"{_left_out(dropped)}"
         )
     if labels is None:
@@ -198,6 +203,7 @@ def read_rows(
         targets=np.array([[share.get(name, 0.0) for name in classes] for share in shares], "f4"),
         sources=np.zeros(len(texts), dtype=np.int64),
         languages=np.full(len(texts), source.language),
+        wholes=wholes,
     )
     return rows, classes, dict(dropped)
 

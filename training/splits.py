@@ -75,7 +75,8 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
         validation = validation or {"validation": held_out}
         test = test or {"test": tested}
         if config.exclude_held_out:
-            keys |= {row_key(text) for text in (*held_out.texts, *tested.texts)}
+            for part in (held_out, tested):
+                keys |= {*map(row_key, part.texts), *filter(None, part.wholes)}
     sets = [("train", rows), *validation.items(), *test.items()]
     for name, part in sets:
         if len(part) == 0:
@@ -260,14 +261,16 @@ def _read_sources(
     config: RunConfig, base: Path, held_out: frozenset[str], display: Display
 ) -> tuple[tuple[str, ...], Rows, float]:
     """The labels, all labelled rows, each text once, and the share dropped as repeated."""
-    labels = config.labels
-    parts = []
+    parts, each = [], []
     for source in config.sources:
-        rows, found, dropped = read_rows(source, labels, base, held_out)
-        labels = labels or found
+        # Of several files each may well hold one class.
+        least = 2 if len(config.sources) == 1 else 1
+        rows, found, dropped = read_rows(source, config.labels, base, held_out, least)
         display.say(f"{source.name}: {len(rows):,} rows{_counts(dropped)}")
         parts.append(rows)
-    assert labels is not None
+        each.append(found)
+    labels = config.labels or tuple(sorted({label for found in each for label in found}))
+    parts = [rows.of_classes(found, labels) for rows, found in zip(parts, each, strict=True)]
     if np.any([part.targets.any(axis=0) for part in parts], axis=0).sum() < 2:
         raise DataError(f"sources: every row is of the same class of {list(labels)}")
     # One source at a time conflicts with itself; between sources the first, most trusted, wins.

@@ -24,7 +24,9 @@ def read_templates(content: str) -> Iterator[tuple[str, str, str]]:
     for label, section in sections.items():
         templates = section.get("templates") if isinstance(section, dict) else None
         if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
-            raise ValueError(f"[{label}]: templates must be a list of texts")
+            raise ValueError(
+                f"[{label}]: templates must be a list of texts (a recipe goes with --config)"
+            )
         for number, template in enumerate(templates):
             place = f"{label}[{number}]"
             for sentence in expand(template, slots, place):

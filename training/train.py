@@ -17,7 +17,7 @@ from model.classifier import TextClassifier
 from model.encoder import Encoder
 from training.batches import TrainingBatch, TrainingBatches
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig
 from training.objectives import Objective
 from training.optimizers import Optimizers
 from training.progress import Display, Meter
@@ -100,7 +100,8 @@ def compiled(encoder: Encoder) -> Iterator[None]:
 
 
 class Trainer:
-    """One run: owns the weights, their average, the optimiser and where the run stands."""
+    """One run: owns the weights, their average, the optimiser and where the run stands, which is
+    where the run folder's checkpoint left it. Raises `CheckpointError` for one of another run."""
 
     def __init__(
         self,
@@ -128,6 +129,8 @@ class Trainer:
         self.epochs = passes(batches.tokens) if config.epochs is None else config.epochs
         half = in_half_precision(config.precision, where.device)
         self.autocast = torch.autocast(where.device.type, torch.bfloat16, enabled=half)
+        if self.begun(run):
+            self._restore()
 
     @staticmethod
     def begun(run: Path) -> bool:
@@ -147,14 +150,12 @@ class Trainer:
     def fit(self, display: Display, watch: Watch | None = None) -> list[dict[str, float]]:
         """Train to the end or to no more gain; the network then holds the weights to keep.
 
-        Goes on from the run folder's checkpoint where there is one; `watch` is then told first what
-        lies behind. Returns one entry an evaluation: step, loss, train_accuracy, learning_rate,
-        validation accuracies, their mean as score, texts_per_s.
+        `watch` is told first what lies behind, if anything does. Returns one entry an evaluation:
+        step, loss, train_accuracy, learning_rate, validation accuracies, their mean as score,
+        texts_per_s. Raises `ConfigError` where the loss is no longer finite.
         """
-        if self.begun(self.run):
-            self._restore()
-            if watch is not None and self.progress.history:
-                watch(self.progress.history)
+        if watch is not None and self.progress.history:
+            watch(self.progress.history)
         lengths = [len(self.batches.plan(epoch)) for epoch in range(self.epochs)]
         steps, progress = sum(lengths), self.progress
         meter = Meter()
@@ -183,6 +184,8 @@ class Trainer:
                     progress.epoch, progress.batch = progress.epoch + 1, 0
         if not progress.history:  # no step to train: what the run starts from is what it keeps
             self._evaluate(steps, meter, display)
+            if watch is not None:
+                watch(progress.history)
         self._save()
         if self.where.world_size > 1:
             dist.barrier()
@@ -217,6 +220,11 @@ class Trainer:
             "learning_rate": learning_rate(progress.step, steps, self.config),
             **meter.take(),
         }
+        if progress.step and not math.isfinite(entry["loss"]):
+            raise ConfigError(
+                f"train.learning_rate={self.config.learning_rate}: the loss is {entry['loss']} at "
+                f"step {progress.step}; {self.checkpoint} is of before"
+            )
         scores = self.objective.scores(candidate, self.where.device)
         score = sum(scores.values()) / len(scores)
         better = score > progress.best_score

@@ -177,7 +177,7 @@ def test_when_the_last_step_fails_the_old_bundle_is_put_back(copy: Path, bundle,
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match="copy: cannot be written: No space left"):
         rewritten(bundle, copy)
     assert read_bundle(copy).fingerprint == bundle.fingerprint
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]

@@ -5,6 +5,7 @@ from training.batches import Dataset
 from training.evaluate import (
     calibration_error_by_chance,
     expected_calibration_error,
+    margin,
     measure,
     predict_bundle,
     selective_accuracy,
@@ -58,3 +59,11 @@ SURE = np.array([[0.9, 0.1], [0.45, 0.55], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]], 
 def test_what_it_is_surest_of_is_measured_alone(coverage, accuracy):
     labels = np.array([0, 0, 1, 1, 1])
     assert selective_accuracy(SURE, labels, coverage) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rows", "half"),
+    [(0.5, 100, 0.0962), (1.0, 23, 0.0716), (0.9, 1000, 0.0186)],  # by hand, Wilson's formula
+)
+def test_chance_moves_what_is_all_right_too(accuracy, rows, half):
+    assert margin(accuracy, rows) == pytest.approx(half, abs=5e-5)

@@ -49,6 +49,11 @@ def test_so_does_a_network_of_ngrams_with_layers_or_without(layers, domains):
     assert exported_weights(graph).keys() == network.state_dict().keys()
 
 
+def test_so_does_a_network_of_the_shortest_texts():
+    network = random_network(classes=2, d_model=16, layers=1, heads=2, d_ff=16, max_tokens=8)
+    assert check_parity(export(network, 1.0, half_weights=False), network, 1.0).worst <= 1e-4
+
+
 def test_a_difference_is_noticed(graph, network):
     with pytest.raises(ExportError, match=r"probabilities at B=1, S=1: off by"):
         check_parity(graph, network, 1.0)

@@ -183,8 +183,15 @@ def test_a_place_without_weights_is_no_start(content, tmp_path):
 
 def test_weights_of_another_network_are_refused(stage):
     wider = random_network(classes=2, **SHAPE | {"d_ff": 48})
-    with pytest.raises(ConfigError, match=r"best\.pt: no weights for this network"):
+    said = r"best\.pt: no weights for this network: \S+ is \[\d+, \d+\], and is to be \[\d+, \d+\]$"
+    with pytest.raises(ConfigError, match=said):
         begin_with(wider, Start.read(stage))
+
+
+def test_more_layers_than_a_network_has_are_refused(stage):
+    fewer = random_network(classes=2, **SHAPE | {"layers": SHAPE["layers"] - 1})
+    with pytest.raises(ConfigError, match=r"layers\.1\.\S+ is \[.*\], and is to be left out$"):
+        begin_with(fewer, Start.read(stage))
 
 
 def test_a_run_without_training_needs_a_start(tmp_path):

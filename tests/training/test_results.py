@@ -41,8 +41,20 @@ def test_another_table_is_not_spoilt(bundle, tmp_path):
     assert other.read_text(encoding="utf-8") == "text,label\ngood,1\n"
     with pytest.raises(ResultsError, match="cannot be read"):
         append(tmp_path, bundle.manifest, seed=0)
-    with pytest.raises(ResultsError, match=r"r\.csv: cannot be written: No such file"):
+    with pytest.raises(ResultsError, match=r"r\.csv: there is no folder .*nowhere"):
         append(tmp_path / "nowhere" / "r.csv", bundle.manifest, seed=0)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_table_that_an_editor_has_saved_goes_on_in_a_line_of_its_own(bundle, tmp_path, end):
+    path = tmp_path / "results.csv"
+    path.write_text("")  # a table of nothing begins anew
+    append(path, bundle.manifest, seed=1)
+    path.write_text(path.read_text().rstrip("\n") + end)
+    append(path, bundle.manifest, seed=2)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 1 + 2 * len(bundle.manifest.metrics)
+    assert {line.count(",") for line in lines} == {len(COLUMNS) - 1}
 
 
 def test_a_run_is_refused_before_it_begins_where_its_figures_could_not_go(tmp_path, capsys):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,41 @@ def test_what_is_split_off_is_not_learnt_from_where_it_comes_once_more(tmp_path)
     assert len(splits.unlabelled) == len(splits.train)
     loose = run(tmp_path, sources=[source], unlabelled=[again], exclude_held_out=False)
     assert len(loose.unlabelled) == 300
+
+
+@pytest.mark.parametrize(
+    "parts", [{"unit": "sentences"}, {"frames": ["they say {text}", "yes, {text}"]}]
+)
+def test_what_is_made_of_a_text_is_on_its_side(tmp_path, parts):
+    rows = [
+        (f"The {one} of story {i} is known. Nobody forgets number {i} of all.", one)
+        for i, one in enumerate(["good", "bad"] * 150)
+    ]
+    whole = table(tmp_path, "whole", rows)
+    splits = run(tmp_path, sources=[whole, whole | {"name": "parts"} | parts])
+    numbers = [
+        {re.search(r"\d+", text)[0] for text in part.texts}
+        for part in (splits.train, *splits.validation.values(), *splits.test.values())
+    ]
+    assert sum(map(len, numbers)) == len(set.union(*numbers)) == 300
+    assert len(splits.train) == 3 * len(numbers[0])
+
+
+def test_classes_are_found_in_all_files_together(tmp_path):
+    rows = many(300)
+    sources = [
+        table(tmp_path, "good", [row for row in rows if row[1] == "good"]),
+        table(tmp_path, "more", [(f"{text} too", label) for text, label in rows]),
+        table(tmp_path, "fair", [(f"fair thing of f{i}", "fair") for i in range(100)]),
+    ]
+    splits = run(tmp_path, sources=sources)
+    assert splits.labels == ("bad", "fair", "good")
+    for rows in (splits.train, *splits.test.values()):
+        first = [text.split()[0] for text in rows.texts]
+        classes = {"awful": "bad", "fair": "fair", "great": "good"}
+        assert [splits.labels[at] for at in rows.labels] == [classes[one] for one in first]
+    with pytest.raises(DataError, match=r"every row is of the same class of \['good'\]"):
+        run(tmp_path, sources=[sources[0], sources[0] | {"name": "again"}])
 
 
 def test_a_limit_counts_the_rows_that_are_kept(tmp_path):

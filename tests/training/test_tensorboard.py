@@ -112,3 +112,11 @@ def test_a_board_that_cannot_be_is_refused_in_a_line(tmp_path: Path, monkeypatch
         "pip install 'realce[tensorboard]' installs it\n"
     )
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_run_that_only_finishes_another_shows_how_good_it_is(tmp_path: Path):
+    assert fit(tmp_path) == 0
+    start = ("--start-from", tmp_path / "run", "--run-dir", tmp_path / "again")
+    assert fit(tmp_path, *start, "--epochs", "0", "--tensorboard", tmp_path / "two") == 0
+    assert scalars(tmp_path / "two")["validation/accuracy/validation"]
+    assert scalars(tmp_path / "two")["test/accuracy/test"]

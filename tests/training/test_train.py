@@ -92,6 +92,16 @@ def test_a_checkpoint_of_another_run_is_refused(unbroken):
     assert (unbroken / "bundle" / "manifest.json").exists()
 
 
+def test_a_refused_run_leaves_the_folder_of_another_as_it_is(unbroken, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text(REVIEWS.read_text().replace("positive", "good").replace("negative", "bad"))
+    before = {path: path.read_bytes() for path in (unbroken / "run").iterdir()}
+    arguments = command(unbroken, "--name", "other")
+    done = run([str(other) if part == str(REVIEWS) else part for part in arguments])
+    assert (done.returncode, "belongs to another" in done.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in (unbroken / "run").iterdir()} == before
+
+
 def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
     content = (unbroken / "run" / "checkpoint.pt").read_bytes()
     path = tmp_path / "checkpoint.pt"
@@ -110,6 +120,15 @@ def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
         ([str(REVIEWS), "--set", "train.colour=1"], "train.colour=1: Extra inputs"),
         ([str(REVIEWS), "--set", "network.heads=7"], "heads=7 must divide d_model=192"),
         ([str(REVIEWS), "--set", "train.crop_tokens=999"], "crop_tokens=999 exceeds"),
+        ([str(REVIEWS), "--set", "train=5", "--seed", "1"], "train.seed=1: train=5 is no table"),
+        ([str(REVIEWS), "--set", "train.learning_rate=inf"], "learning_rate=inf: Input should be"),
+        ([str(REVIEWS), "--threads", "0"], "--threads 0: must be 1 or more"),
+        ([str(REVIEWS.parent)], "data: format not known"),
+        ([str(REVIEWS), "--out", f"{REVIEWS}/b"], "reviews.csv/b: cannot be written: "),
+        (
+            [str(REVIEWS), "--set", "train.learning_rate=1e30", "--set", "network.layers=1"],
+            "train.learning_rate=1e\\+30: the loss is (nan|inf) at step",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, capsys):
@@ -117,7 +136,7 @@ def test_a_run_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, 
 
     from training.__main__ import main
 
-    given = ["fit", *arguments, "--out", str(tmp_path / "b"), "--run-dir", str(tmp_path / "r")]
+    given = ["fit", "--out", str(tmp_path / "b"), *arguments, "--run-dir", str(tmp_path / "r")]
     assert main([*given, "--device", "cpu", "--quiet"]) == 2
     assert re.search(reason, capsys.readouterr().err)
 

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--results", type=Path, metavar="CSV", help="table of runs to add this one's figures to"
     )
     command.add_argument("--json", action="store_true", help="print the manifest when done")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on=True)
 
 
 def run(options: argparse.Namespace) -> int:

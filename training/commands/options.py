@@ -44,7 +44,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
         help="any other setting of the config, as in --set train.learning_rate=5e-4",
     )
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    command.add_argument("--threads", type=int, help="CPU threads of each process")
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
     command.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -66,7 +66,8 @@ def add_columns(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VALUE=NAME",
-        help="call label VALUE by NAME, as in --label 0=negative; VALUE= leaves its rows out",
+        help="call label VALUE by NAME, as in --label 0=negative; VALUE= leaves its rows out; "
+        "where one is named all have to be",
     )
     command.add_argument("--language", default="und", help="language of the texts, as in pt or en")
 
@@ -99,7 +100,9 @@ def run_config(options: argparse.Namespace) -> RunConfig:
 
 def device_of(options: argparse.Namespace) -> str:
     """The device to compute on, its threads set."""
-    if options.threads:
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"--threads {options.threads}: must be 1 or more")
         torch.set_num_threads(options.threads)
     device = str(options.device)
     if device == "auto":

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "--run-dir", type=Path, help="folder of the run (default: runs/NAME-pretrained)"
     )
     add_tensorboard(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--run-dir", type=Path, help="folder of the search (default: runs/NAME-tune)"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, goes_on=True)
 
 
 def run(options: argparse.Namespace) -> int:
