@@ -67,7 +67,7 @@ clean:  ## remove what was set up
 
 .venv/train: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Setting up .venv for training; torch is large"
-	@$(PIP) --editable '.[cpu,train]'
+	@$(PIP) --editable '.[cpu,train,tune]'
 	@touch .venv/serve $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/pip

@@ -1,9 +1,11 @@
 """`realce-train`: from labelled rows to a bundle."""
 
 import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 from model.bundle import BundleError
 from training.checkpoint import CheckpointError
@@ -20,6 +22,8 @@ REFUSALS = (BundleError, CheckpointError, ConfigError, DataError, ExportError, R
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it is done, 2 when what was asked cannot be."""
     options = parser().parse_args(arguments)
+    # Kubernetes asks so, and the first process of a container hears only what it listens to.
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return int(options.run(options))
     except REFUSALS as error:
@@ -29,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         more = "; the same command goes on from here" if getattr(options, "goes_on", False) else ""
         print(f"realce-train: stopped{more}", file=sys.stderr)
         return 130
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def parser() -> argparse.ArgumentParser:

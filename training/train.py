@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -160,7 +162,7 @@ class Trainer:
         steps, progress = sum(lengths), self.progress
         meter = Meter()
         fast = compiled(self.network.encoder) if self.config.compile else contextlib.nullcontext()
-        with fast, display.steps(steps, progress.step) as bar:
+        with fast, self._heard(), display.steps(steps, progress.step) as bar:
             while progress.epoch < self.epochs and not self._stalled():
                 evaluate_every = math.ceil(
                     lengths[progress.epoch] / self.config.evaluations_per_epoch
@@ -168,6 +170,9 @@ class Trainer:
                 for batch in self.batches.iterate(progress.epoch, progress.batch):
                     self._step(batch, steps, meter)
                     bar.advance(meter)
+                    if self._asked:
+                        self._save()
+                        raise KeyboardInterrupt
                     ends = (
                         progress.batch == lengths[progress.epoch]
                         or progress.step == self.config.max_steps
@@ -192,6 +197,27 @@ class Trainer:
         best = torch.load(self.best, map_location=self.where.device, weights_only=True)
         self.network.load_state_dict(best)
         return progress.history
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Meanwhile SIGINT and SIGTERM end the run once the step under way is done and kept; asked
+        for again, at once."""
+        self._asked = False
+
+        def hear(number: int, _: FrameType | None) -> None:
+            if self._asked:
+                raise KeyboardInterrupt
+            self._asked = True
+
+        before = {}
+        with contextlib.suppress(ValueError):  # of a thread that is not the first
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _step(self, batch: TrainingBatch, steps: int, meter: Meter) -> None:
         config, progress = self.config, self.progress

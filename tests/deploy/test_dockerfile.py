@@ -55,7 +55,8 @@ def test_what_is_copied_exists_and_reaches_the_builder():
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [("cpu", {"cpu"}), ("gpu", {"gpu"}), ("training", {"cpu", "train"})]
+    ("target", "expected"),
+    [("cpu", {"cpu"}), ("gpu", {"gpu"}), ("training", {"cpu", "train", "tune"})],
 )
 def test_a_target_installs_its_extras(target, expected):
     assert extras(target) == expected

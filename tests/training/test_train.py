@@ -11,8 +11,10 @@ import torch
 
 from model.classifier import TextClassifier
 from model.config import ModelConfig
+from training.__main__ import main
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainConfig
+from training.progress import StepBar
 from training.train import compiled, in_half_precision, learning_rate, passes
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,27 @@ def test_a_killed_run_continued_gives_the_weights_of_an_unbroken_one(unbroken, t
         assert torch.equal(weights(tmp_path)[name], value), name
     files = [(folder / "bundle" / "model.onnx").read_bytes() for folder in (unbroken, tmp_path)]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_keeps_the_step_it_is_at(tmp_path, monkeypatch, number):
+    advance, steps = StepBar.advance, 0
+
+    def asked(bar: StepBar, meter) -> None:
+        nonlocal steps
+        steps += 1
+        advance(bar, meter)
+        if steps == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(StepBar, "advance", asked)
+    later = ("--epochs", "1", "--set", "train.checkpoint_every_steps=1000")
+    given = command(tmp_path, *later)[3:]
+    assert main(given) == 130
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == 3
+    assert main(given) == 0
+    assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == steps > 3
 
 
 def test_two_processes_agree_with_one(tmp_path):
@@ -133,8 +156,6 @@ def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
 )
 def test_a_run_that_cannot_be_is_refused_in_a_line(arguments, reason, tmp_path, capsys):
     import re
-
-    from training.__main__ import main
 
     given = ["fit", "--out", str(tmp_path / "b"), *arguments, "--run-dir", str(tmp_path / "r")]
     assert main([*given, "--device", "cpu", "--quiet"]) == 2
