@@ -36,11 +36,13 @@ def response(
     predictions: Sequence[Prediction],
     request: ViewRequest,
     model: ModelDescription,
+    message: pb.ClassifyResponse,
     *,
     abstain: bool = False,
-) -> pb.ClassifyResponse:
-    """The answer to a call; with `abstain`, answers under the model's threshold are marked."""
-    message = pb.ClassifyResponse(model_name=model.name, model_version=model.version)
+) -> None:
+    """Write the answer to a call into `message`, an empty one; with `abstain`, answers under the
+    model's threshold are marked."""
+    message.model_name, message.model_version = model.name, model.version
     if View.EVIDENCE in request.views or View.CONTRIBUTIONS in request.views:
         message.bias.extend(model.bias)
     for one in predictions:
@@ -48,7 +50,6 @@ def response(
     if abstain and model.abstention_threshold is not None:
         for prediction in message.predictions:
             prediction.abstained = prediction.probability < model.abstention_threshold
-    return message
 
 
 def _add(message: pb.ClassifyResponse, one: Prediction, labels: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ class Engine:
         self.parallel = backend.parallel
         self._backend = backend
         self._max_answer_bytes = max_answer_bytes
-        self.room = room or Room(256 << 20)
+        self.room = room or Room(128 << 20)
         self._notify_failure = on_failure
         self._tokenizer = bundle.tokenizer
         self._reading_tokens = 0  # about, of calls that are being read

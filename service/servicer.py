@@ -37,6 +37,7 @@ MAX_REQUEST_ID = 64
 log = structlog.get_logger("realce.call")
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.GenericRpcHandler[Any, Any]
@@ -101,7 +102,8 @@ class ClassifierServicer:
             call.rows = len(request.texts)
             if request.views:  # its answer takes room until it is sent
                 context.add_done_callback(lambda _: hold.release())  # type: ignore[arg-type]
-        message = await call.answer(self._classify(request, call.deadline, hold))
+        message = pb.ClassifyResponse()
+        await call.answer(self._classify(request, call.deadline, hold, message))
         return message.SerializeToString()
 
     async def get_model(
@@ -172,25 +174,28 @@ class ClassifierServicer:
             if isinstance(request, InvalidRequest):
                 return _failed(call, "", request)
             call.rows += len(request.request.texts)
+            message = pb.ClassifyStreamResponse(id=request.id)
+            work = (request.request, call.deadline, hold, message.response, queued.set)
             try:
-                answer = await self._patiently(request.request, call.deadline, hold, queued)
+                await self._patiently(*work)
             except Exception as error:
                 return _failed(call, request.id, error)
         finally:
             queued.set()
-        return pb.ClassifyStreamResponse(id=request.id, response=answer).SerializeToString()
+        return message.SerializeToString()
 
     async def _patiently(
         self,
         request: pb.ClassifyRequest,
         deadline: float | None,
         hold: Hold,
-        queued: asyncio.Event,
-    ) -> pb.ClassifyResponse:
+        message: pb.ClassifyResponse,
+        on_queued: Callable[[], None],
+    ) -> None:
         """A stream waits where a call is refused: not reading on is its caller's back-pressure."""
         while True:
             try:
-                return await self._classify(request, deadline, hold, queued.set)
+                return await self._classify(request, deadline, hold, message, on_queued)
             except Overloaded as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
 
@@ -199,15 +204,17 @@ class ClassifierServicer:
         request: pb.ClassifyRequest | InvalidRequest,
         deadline: float | None,
         hold: Hold,
+        message: pb.ClassifyResponse,
         on_queued: Callable[[], None] = lambda: None,
-    ) -> pb.ClassifyResponse:
+    ) -> None:
+        """Write the answer into `message`, in place: those with attention are large."""
         if isinstance(request, InvalidRequest):
             raise request
         engine = self.engine
         model = engine.description
         views = check_request(request, model, self._limits)
         predictions = await engine.classify(request.texts, views, deadline, hold, on_queued)
-        return converters.response(predictions, views, model, abstain=request.abstain)
+        converters.response(predictions, views, model, message, abstain=request.abstain)
 
     async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
         if isinstance(request, InvalidRequest):
@@ -240,7 +247,7 @@ class Call:
         self.rows = self.errors = 0
         context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
 
-    async def answer(self, work: Awaitable[M]) -> M:
+    async def answer(self, work: Awaitable[T]) -> T:
         """The outcome of `work`; what goes wrong in it becomes the status of the call."""
         try:
             message = await work

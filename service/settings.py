@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     max_request_bytes: Bytes = Field(8 << 20, description="largest request message, in bytes")
     max_answer_bytes: Bytes = Field(64 << 20, description="largest answer, in bytes of tensors")
     max_held_bytes: Bytes = Field(
-        256 << 20, description="bytes of tensors in all answers under way before calls are refused"
+        128 << 20,
+        description="bytes of tensors in all answers that are not sent yet, before calls for more "
+        "are refused",
     )
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
