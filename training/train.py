@@ -170,27 +170,23 @@ class Trainer:
                 for batch in self.batches.iterate(progress.epoch, progress.batch):
                     self._step(batch, steps, meter)
                     bar.advance(meter)
-                    if self._asked:
-                        self._save()
-                        raise KeyboardInterrupt
                     ends = (
                         progress.batch == lengths[progress.epoch]
                         or progress.step == self.config.max_steps
                     )
                     if progress.batch % evaluate_every == 0 or ends:
-                        self._evaluate(steps, meter, display)
-                        if watch is not None:
-                            watch(progress.history)
+                        self._evaluate(steps, meter, display, watch)
                     elif progress.step % self.config.checkpoint_every_steps == 0:
                         self._save()
+                    if self._asked:  # after an evaluation that is due: who goes on begins behind it
+                        self._save()
+                        raise KeyboardInterrupt
                     if self._stalled():
                         break
                 else:
                     progress.epoch, progress.batch = progress.epoch + 1, 0
         if not progress.history:  # no step to train: what the run starts from is what it keeps
-            self._evaluate(steps, meter, display)
-            if watch is not None:
-                watch(progress.history)
+            self._evaluate(steps, meter, display, watch)
         self._save()
         if self.where.world_size > 1:
             dist.barrier()
@@ -237,7 +233,7 @@ class Trainer:
         meter.add(outcome, batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
 
-    def _evaluate(self, steps: int, meter: Meter, display: Display) -> None:
+    def _evaluate(self, steps: int, meter: Meter, display: Display, watch: Watch | None) -> None:
         progress = self.progress
         averaged = cast("TextClassifier", self.average.module)
         candidate = averaged if self.config.ema_decay else self.network
@@ -266,6 +262,8 @@ class Trainer:
             self.best.with_suffix(".new").replace(self.best)
         self._save()
         display.evaluation(progress.history[-1], better)
+        if watch is not None:
+            watch(progress.history)
 
     def _stalled(self) -> bool:
         most = self.config.max_steps

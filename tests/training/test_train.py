@@ -74,8 +74,10 @@ def test_a_killed_run_continued_gives_the_weights_of_an_unbroken_one(unbroken, t
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_keeps_the_step_it_is_at(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(("number", "evaluated"), [(signal.SIGINT, 1), (signal.SIGTERM, 1000)])
+def test_a_run_that_is_asked_to_stop_keeps_the_step_it_is_at(
+    tmp_path, monkeypatch, number, evaluated
+):
     advance, steps = StepBar.advance, 0
 
     def asked(bar: StepBar, meter) -> None:
@@ -87,10 +89,13 @@ def test_a_run_that_is_asked_to_stop_keeps_the_step_it_is_at(tmp_path, monkeypat
 
     monkeypatch.setattr(StepBar, "advance", asked)
     later = ("--epochs", "1", "--set", "train.checkpoint_every_steps=1000")
-    given = command(tmp_path, *later)[3:]
+    evaluations = ("--set", f"train.evaluations_per_epoch={evaluated}")
+    given = command(tmp_path, *later, *evaluations)[3:]
     assert main(given) == 130
     checkpoint = tmp_path / "run" / "checkpoint.pt"
-    assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == 3
+    progress = torch.load(checkpoint, weights_only=True)["progress"]
+    assert progress["step"] == 3
+    assert len(progress["history"]) == (3 if evaluated > 1 else 0)
     assert main(given) == 0
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == steps > 3
 
