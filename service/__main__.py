@@ -32,19 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = int(options.run(options))
         sys.stdout.flush()
-    except BrokenPipeError:  # `realce inspect | head`
-        _give_up_on_output()
-        return FAILED
     except OSError as error:
-        print(f"realce: {error.strerror or error}", file=sys.stderr)
-        _give_up_on_output()
+        if not isinstance(error, BrokenPipeError):  # `realce inspect | head`
+            print(f"realce: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again
         return FAILED
     return code
-
-
-def _give_up_on_output() -> None:
-    """Or Python tries once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,10 +20,6 @@ from service.views import check_answer_bytes
 CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is tokenized
 
 
-def _nothing() -> None:
-    """Nobody is to be told."""
-
-
 class Engine:
     """One bundle in service; made on the loop that will call it.
 
@@ -93,7 +89,7 @@ class Engine:
         request: ViewRequest,
         deadline: float | None,
         hold: Hold | None = None,
-        on_queued: Callable[[], None] = _nothing,
+        on_queued: Callable[[], None] | None = None,
     ) -> list[Prediction]:
         """One prediction a text, in order; `deadline` in seconds on the engine's clock.
 
@@ -104,17 +100,17 @@ class Engine:
         """
         if not self.ready:
             raise Unavailable("not serving: starting or stopping")
-        if hold is None:
-            with Hold(self.room) as own:
-                return await self.classify(texts, request, deadline, own, on_queued)
+        own = Hold(self.room) if hold is None else hold
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._classify(texts, request, deadline, hold, on_queued)
+            return await self._classify(texts, request, deadline, own, on_queued)
         except BaseException:
-            hold.release()
+            own.release()
             raise
         finally:
+            if hold is None:
+                own.release()
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
@@ -125,7 +121,7 @@ class Engine:
         request: ViewRequest,
         deadline: float | None,
         hold: Hold,
-        on_queued: Callable[[], None],
+        on_queued: Callable[[], None] | None,
     ) -> list[Prediction]:
         encodings = await self._encode(texts, request, deadline)
         lengths = [len(encoding.input_ids) for encoding in encodings]
@@ -139,7 +135,8 @@ class Engine:
         hold.take(size)
         entry = Entry([encoding.input_ids for encoding in encodings], request, deadline)
         computed = self._batcher.submit(entry)
-        on_queued()
+        if on_queued is not None:
+            on_queued()
         try:
             await computed
         except asyncio.CancelledError:

@@ -1,8 +1,5 @@
 """Room for answers: bytes that all under way may hold together, until they are sent."""
 
-from types import TracebackType
-from typing import Self
-
 
 class Room:
     """So many bytes, of which `held` are in use."""
@@ -32,14 +29,3 @@ class Hold:
         """Hold nothing any more; again, nothing happens."""
         self._room.held -= self.size
         self.size = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        place: TracebackType | None,
-    ) -> None:
-        self.release()

@@ -205,7 +205,7 @@ class ClassifierServicer:
         deadline: float | None,
         hold: Hold,
         message: pb.ClassifyResponse,
-        on_queued: Callable[[], None] = lambda: None,
+        on_queued: Callable[[], None] | None = None,
     ) -> None:
         """Write the answer into `message`, in place: those with attention are large."""
         if isinstance(request, InvalidRequest):

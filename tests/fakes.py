@@ -108,7 +108,7 @@ class FakeEngine:
         request: ViewRequest,
         deadline: float | None,
         hold: Hold,
-        on_queued: Callable[[], None],
+        on_queued: Callable[[], None] | None,
     ) -> list[Prediction]:
         """See `Engine.classify`."""
         self.calls += 1
@@ -116,7 +116,8 @@ class FakeEngine:
             raise self.failures.pop(0)
         hold.take(sum(map(len, texts)) if request.views else 0)
         self.queued += texts
-        on_queued()
+        if on_queued is not None:
+            on_queued()
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:

@@ -20,7 +20,8 @@ from training.sources import Unit
 from training.teacher import Shares, Teacher
 
 SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
-AT_ONCE = 2048  # texts, so that those of a batch are about as long as one another
+# Texts, so that those of a batch are about as long as one another; each time sessions begin anew.
+AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)

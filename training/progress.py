@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -101,15 +102,7 @@ class Display:
     @contextlib.contextmanager
     def steps(self, total: int, done: int) -> Iterator[StepBar]:
         """A bar over `total` steps of which `done` lie behind."""
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, disable=self.console.quiet) as bar:
+        with self._bar("training", TextColumn("{task.fields[figures]}")) as bar:
             yield StepBar(
                 bar, bar.add_task("", total=total, completed=done, figures=""), self.console
             )
@@ -117,15 +110,18 @@ class Display:
     @contextlib.contextmanager
     def texts(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar over `total` texts; what is given counts those that are done."""
-        columns = (
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
+        with self._bar(what) as bar:
+            yield functools.partial(bar.advance, bar.add_task("", total=total))
+
+    def _bar(self, what: str, *more: ProgressColumn) -> Progress:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), *more)
+        return Progress(
+            *columns,
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            console=self.console,
+            disable=self.console.quiet,
         )
-        with Progress(*columns, console=self.console, disable=self.console.quiet) as bar:
-            yield functools.partial(bar.advance, bar.add_task("", total=total))
 
     def evaluation(self, entry: Mapping[str, float], better: bool) -> None:
         """The figures of one evaluation."""

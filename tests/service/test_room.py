@@ -13,7 +13,8 @@ def test_what_is_held_is_free_again_once_released():
     first.release()
     first.release()
     assert (room.held, first.size) == (4, 0)
-    with Hold(room) as third:
-        third.take(6)
-        assert not room.fits(1)
+    third = Hold(room)
+    third.take(6)
+    assert not room.fits(1)
+    third.release()
     assert room.held == 4

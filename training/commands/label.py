@@ -61,6 +61,6 @@ def run(options: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ConfigError(f"{flag} {value}: must be {least} or more")
     texts = read_texts(source, Path())[options.skip :][: options.limit]
-    ensemble = Ensemble.of([read_bundle(place) for place in options.bundles])
+    ensemble = Ensemble.of([read_bundle(path) for path in options.bundles])
     label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))
     return 0
