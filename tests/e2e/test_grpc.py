@@ -26,6 +26,8 @@ TEXTS = [
 ALL_VIEWS = [view for view in pb.View.values() if view]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 UNLIMITED = (("grpc.max_receive_message_length", -1),)
+# No more of an answer on its way than the window that a connection begins with.
+NARROW = (*UNLIMITED, ("grpc.http2.bdp_probe", 0))
 
 
 @pytest.fixture
@@ -364,7 +366,7 @@ async def test_answers_that_nobody_reads_take_room_and_no_more(settings, bundle)
     limits = {"max_answer_bytes": size, "max_held_bytes": 3 * size}
     server = await Server.start(settings.model_copy(update=limits))
     request = pb.ClassifyRequest(texts=[text] * 50, views=[pb.VIEW_ATTENTIONS])
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=UNLIMITED) as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
         stub = rpc.ClassifierStub(channel)
         messages = [pb.ClassifyStreamRequest(id=str(i), request=request) for i in range(6)]
         unread = stub.ClassifyStream(iter(messages))
