@@ -47,7 +47,7 @@ class LinearPart(nn.Module):
 
     "not good" is one feature here, which few examples teach; attention needs many. Added to the
     encoder's logits it is the wide half of a wide and deep network (Cheng et al. 2016). Its
-    weights come from a convex fit, see `training.linear`.
+    weights come from a convex fit, see `training.linear.classifier`.
 
     A feature that is in a text has its scale as its value, however often it occurs, times how much
     is heard of where it occurs, on average (see `heard`), and a text's values have length 1. Each

@@ -12,9 +12,9 @@ from model.bundle import Bundle, read_bundle
 from service.server import Server
 from service.settings import Settings
 from training.config import load_config
+from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.progress import Display
-from training.train import Ranks
 
 # No test fails by the clock: the machine may be busy.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

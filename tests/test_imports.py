@@ -43,8 +43,9 @@ def test_the_rules_hold():
         ("service/engine.py", "import model.classifier", "Serving never loads torch"),
         ("model/tokenizer.py", "import model.attention", "Configuration, tokenizer and bundle"),
         ("service/engine.py", "import grpc", "Only the edge speaks gRPC"),
-        ("training/sources.py", "from protos.realce.v1 import classifier_pb2", "Only the edge"),
-        ("training/train.py", "import service.types", "Training and service stand on model"),
+        ("training/data/rows.py", "import protos.realce.v1.classifier_pb2", "Only the edge"),
+        ("training/data/rows.py", "import training.data.sources", "Folders and files of training"),
+        ("training/loop/trainer.py", "import service.types", "Training and service stand on model"),
         ("model/config.py", "import training.config", "Training and service stand on model"),
     ],
 )

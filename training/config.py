@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.bundle import Label, Name, Version
 from model.config import ModelConfig
 from model.faults import faults
-from training.sources import SourceConfig
+from training.data.sources import SourceConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 TABLES = ("sources", "unlabelled", "translated", "validation", "test")
@@ -126,7 +126,7 @@ class UnlabelledConfig(SourceConfig):
 
 
 class TranslatedConfig(BaseModel):
-    """A source once more, word for word in another language (`training.translation`)."""
+    """A source once more, word for word in another language (`training.data.translation`)."""
 
     model_config = _FROZEN
 

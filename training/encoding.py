@@ -10,14 +10,14 @@ from torch import nn
 
 from model.bundle import TOKENIZER
 from model.tokenizer import Tokenizer
-from training.batches import Dataset
-from training.calibrate import Weights, alike
 from training.config import RunConfig
-from training.evaluate import Labels, Logits, predict
-from training.linear import Domains, Languages
-from training.rows import Rows
+from training.data.batches import Dataset
+from training.data.rows import Rows
+from training.evaluation.calibration import Weights, alike
+from training.evaluation.metrics import Labels, Logits, predict
+from training.linear.classifier import Domains, Languages
+from training.loop.trainer import Ranks, Trainer
 from training.splits import Splits
-from training.train import Ranks, Trainer
 
 # Enough to learn a vocabulary; more only take longer. Of long texts the beginning will do.
 TOKENIZER_CHARACTERS, TOKENIZER_TEXT = 20_000_000, 1000

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from model.bundle import GRAPH, MANIFEST, TOKENIZER, BundleError, read_bundle, sha256
 from model.classifier import TextClassifier
 from model.faults import faults
-from training.batches import Dataset
 from training.config import ConfigError
-from training.export import exported_weights
+from training.data.batches import Dataset
+from training.loop.trainer import BEST
 from training.origin import ORIGIN, Origin
-from training.train import BEST
-from training.vectors import token_vectors
+from training.pretraining.vectors import token_vectors
+from training.release.export import exported_weights
 
 # Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
 OWN = ("linear.", "detector.")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Self, TextIO
 import numpy as np
 
 from model.bundle import Bundle
-from training.batches import Dataset
 from training.config import ConfigError
-from training.evaluate import predict_bundle
-from training.formats import DataError
+from training.data.batches import Dataset
+from training.data.formats import DataError
+from training.data.sources import Unit
+from training.evaluation.metrics import predict_bundle
+from training.files import replacing
 from training.progress import Display
-from training.sources import Unit
 from training.teacher import Shares, Teacher
 
 SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
@@ -75,17 +75,14 @@ def label(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     display.say(f"{len(texts):,} texts for {len(ensemble.bundles)} bundle(s) to label")
-    fresh = out.with_name(f"{out.name}.new-{os.getpid()}")
     try:
-        with gzip.open(fresh, "wt", encoding="utf-8") as file:
-            count = _write_labelled(ensemble, texts, unit, file, display)
-        if not count:
-            raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
-        fresh.replace(out)
+        with replacing(out) as fresh:
+            with gzip.open(fresh, "wt", encoding="utf-8") as file:
+                count = _write_labelled(ensemble, texts, unit, file, display)
+            if not count:
+                raise DataError(f"--texts: {len(texts)} texts have nothing to label, --unit {unit}")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
     display.say(f"wrote {out}, {count:,} rows")
 
 

@@ -9,23 +9,23 @@ import torch
 from model.bundle import Bundle, check_place
 from model.classifier import TextClassifier
 from model.config import ModelConfig
-from training import report
-from training.baseline import LinearBaseline
-from training.batches import TrainingBatches
-from training.calibrate import abstention_threshold, fit_temperature
 from training.config import ConfigError, RunConfig
+from training.data.batches import TrainingBatches
+from training.data.rows import concatenate
 from training.encoding import Encoded, corpus, encode, encode_splits
-from training.evaluate import measure_sets, predict, softmax
-from training.export import halve_weights
+from training.evaluation.calibration import abstention_threshold, fit_temperature
+from training.evaluation.metrics import measure_sets, predict, softmax
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
-from training.objectives import Classification
+from training.linear.baseline import LinearBaseline
+from training.loop.objectives import Classification
+from training.loop.trainer import Ranks, Trainer, Watch
 from training.origin import Origin
 from training.progress import Display
-from training.release import release
-from training.rows import concatenate
+from training.release import report
+from training.release.bundle import release
+from training.release.export import halve_weights
 from training.splits import Splits, prepare
 from training.stacking import with_linear_part
-from training.train import Ranks, Trainer, Watch
 
 
 def fit(

@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 
 from model.bundle import TOKENIZER
-from training.batches import TrainingBatches
 from training.config import ConfigError, RunConfig
-from training.detector import Detector
+from training.data.batches import TrainingBatches
 from training.encoding import corpus, encode_splits
 from training.initial import begin_with_vectors
-from training.objectives import Detection
+from training.loop.objectives import Detection
+from training.loop.trainer import BEST, Ranks, Trainer, Watch
 from training.origin import Origin
 from training.pipeline import make_run_folder, untrained
+from training.pretraining.detector import Detector
+from training.pretraining.replacement import Replacer
 from training.progress import Display
-from training.replacement import Replacer
 from training.splits import prepare
-from training.train import BEST, Ranks, Trainer, Watch
 
 
 def pretrain(

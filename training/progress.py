@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,48 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.batches import TrainingBatch
-from training.objectives import Outcome
-
 EVERY_S = 0.5  # between two figures of a bar
-
-
-class Meter:
-    """Loss, accuracy and speed since it was last read."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        # Sums of a GPU stay there until someone reads them: each look waits for it.
-        self.loss_sum: torch.Tensor | float = 0.0
-        self.correct: torch.Tensor | int = 0
-        self.seen, self.texts, self.steps = 0, 0, 0
-        self.since_s = time.monotonic()
-
-    def add(self, outcome: Outcome, batch: TrainingBatch) -> None:
-        """Count one step."""
-        share = len(batch.targets) / batch.rows
-        self.loss_sum = self.loss_sum + outcome.loss.detach() / max(share, 1e-9)
-        self.correct = self.correct + outcome.right
-        self.seen += outcome.seen
-        self.texts += batch.rows
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Means so far, nothing reset."""
-        elapsed_s = max(time.monotonic() - self.since_s, 1e-9)
-        return {
-            "loss": float(self.loss_sum) / self.steps if self.steps else math.nan,
-            "train_accuracy": int(self.correct) / max(self.seen, 1),
-            "texts_per_s": self.texts / elapsed_s,
-        }
-
-    def take(self) -> dict[str, float]:
-        """Means so far; counting begins anew."""
-        values = self.read()
-        self._reset()
-        return values
 
 
 class StepBar:
@@ -70,23 +28,23 @@ class StepBar:
         self._bar, self._task, self._console = bar, task, console
         self._steps, self._told_s = 0, -math.inf
 
-    def advance(self, meter: Meter) -> None:
-        """One step more; figures as of now, as often as someone can read them."""
+    def advance(self, figures: Callable[[], Mapping[str, float]]) -> None:
+        """One step more; `figures` as of now (a `Meter`'s), as often as someone can read them."""
         self._steps += 1
         self._bar.update(self._task, advance=1)
         said = not self._console.is_terminal and self._steps % 100 == 0
         if not said and time.monotonic() - self._told_s < EVERY_S:
             return
-        self._told_s, now = time.monotonic(), meter.read()
-        figures = (
+        self._told_s, now = time.monotonic(), figures()
+        shown = (
             f"loss {now['loss']:.3f}  accuracy {now['train_accuracy']:.1%}  "
             f"{now['texts_per_s']:.0f} texts/s"
         )
-        self._bar.update(self._task, figures=figures)
+        self._bar.update(self._task, figures=shown)
         if said:
             task = self._bar.tasks[0]
             left = f"{task.time_remaining / 60:.1f} min left" if task.time_remaining else ""
-            self._console.print(f"step {task.completed:.0f}/{task.total:.0f}  {figures}  {left}")
+            self._console.print(f"step {task.completed:.0f}/{task.total:.0f}  {shown}  {left}")
 
 
 class Display:

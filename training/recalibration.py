@@ -11,16 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from model.bundle import Bundle, BundleError, Version, check_place
 from model.classifier import TextClassifier
 from model.faults import faults
-from training.calibrate import abstention_threshold, cross_calibrated, fit_temperature
 from training.config import ConfigError
+from training.data.formats import DataError
+from training.data.rows import Rows
 from training.encoding import encode
-from training.evaluate import measure, measure_sets, predict_bundle, softmax
-from training.export import HALVED, exported_weights
-from training.formats import DataError
+from training.evaluation.calibration import abstention_threshold, cross_calibrated, fit_temperature
+from training.evaluation.metrics import measure, measure_sets, predict_bundle, softmax
 from training.progress import Display
-from training.release import release
-from training.report import measured_plots
-from training.rows import Rows
+from training.release.bundle import release
+from training.release.export import HALVED, exported_weights
+from training.release.report import measured_plots
 
 FEWEST_ROWS = 50  # of fewer a temperature is chance
 SUFFIX = "+calibrated"  # of the version, where no other is given

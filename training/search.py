@@ -17,8 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from training.config import ConfigError
+from training.files import replacing
+from training.loop.trainer import Watch
 from training.progress import Display
-from training.train import Watch
 
 STARTUP_TRIALS = 5  # are drawn at random and never stopped early: something to compare with
 IMPORTANCE_TRIALS = 4  # complete ones; fewer say nothing about what mattered
@@ -142,8 +143,10 @@ class Search:
 
     def write_table(self) -> None:
         """Every trial's knobs and score as CSV; without a score: cut before an evaluation."""
-        fresh = self.table_path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8", newline="") as file:
+        with (
+            replacing(self.table_path) as fresh,
+            fresh.open("w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["trial", "state", "score", "evaluations", *self.space])
             for trial in self.study.get_trials(deepcopy=False):
@@ -152,7 +155,6 @@ class Search:
                 writer.writerow(
                     [trial.number, WORDS[trial.state], score_of(trial), evaluations, *knobs]
                 )
-        fresh.replace(self.table_path)
 
     def table(self, most: int = 5) -> Table:
         """For the terminal: the best trials."""

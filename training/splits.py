@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import ConfigError, RunConfig, UnlabelledConfig
-from training.formats import DataError
+from training.data.formats import DataError
+from training.data.rows import Rows, concatenate, deduplicate, excluded, row_key, split
+from training.data.sources import SourceConfig, read_aligned, read_keys, read_rows, read_texts
+from training.data.translation import Lexicon
 from training.progress import Display
-from training.rows import Rows, concatenate, deduplicate, excluded, row_key, split
-from training.sources import SourceConfig, read_aligned, read_keys, read_rows, read_texts
 from training.teacher import Teacher
-from training.translation import Lexicon
 
 FEW_ROWS = 1_000  # fewer teach little more than which words are good and bad
 MOST_OF_ONE_CLASS = 0.8

@@ -12,13 +12,13 @@ from scipy.optimize import minimize
 
 from model.classifier import TextClassifier
 from model.config import ModelConfig
-from training.calibrate import Weights, log_loss
 from training.config import RunConfig
 from training.encoding import Encoded
-from training.evaluate import Labels, Logits, softmax
-from training.families import beginnings
-from training.linear import LinearClassifier
-from training.train import Ranks
+from training.evaluation.calibration import Weights, log_loss
+from training.evaluation.metrics import Labels, Logits, softmax
+from training.linear.classifier import LinearClassifier
+from training.linear.families import beginnings
+from training.loop.trainer import Ranks
 
 LINEAR = "linear.pt"  # of a run folder, beside the checkpoint
 ALIKE = 1e-3  # of the loss, what shares of one model that differ by 1 have to be worth

@@ -8,9 +8,9 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from training.baseline import LinearBaseline
-from training.rows import Rows
-from training.sources import Unit, sentences
+from training.data.rows import Rows
+from training.data.sources import Unit, sentences
+from training.linear.baseline import LinearBaseline
 
 # How often a sentence of a review is of the review's opinion: found on SST and IMDb.
 AGREES = 0.8

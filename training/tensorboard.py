@@ -44,7 +44,7 @@ class Board:
             self._writer.close()
 
     def watch(self, history: Sequence[Mapping[str, float]]) -> None:
-        """The evaluations so far; see `training.train.Watch`."""
+        """The evaluations so far; see `training.loop.trainer.Watch`."""
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=int(history[0]["step"]))
         for entry in history[self._written :]:

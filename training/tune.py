@@ -12,11 +12,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from training.config import ConfigError, RunConfig, overlaid
 from training.encoding import Encoded, corpus, encode_splits
 from training.initial import begin_with_vectors
+from training.loop.trainer import Ranks, Watch
 from training.pipeline import make_run_folder, trainer, untrained
 from training.progress import Display
 from training.search import Knobs, Search
 from training.splits import Splits, prepare
-from training.train import Ranks, Watch
 
 TRIALS = 20  # where neither trials nor minutes are named
 SMALLEST_VOCABULARY = 64

@@ -40,7 +40,7 @@ def write_random(folder: Path, layers: int, width: int) -> None:
         import torch
 
         from model.classifier import TextClassifier
-        from training.export import OPSET, export
+        from training.release.export import OPSET, export
     except ImportError as error:
         raise MissingTorch(f"{folder.name}: {error.name} is missing; make train") from error
     embedded = read_bundle(EMBEDDED_BUNDLE)

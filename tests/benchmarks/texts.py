@@ -9,7 +9,7 @@ from typing import TextIO
 
 import numpy as np
 
-from training.templates import read_templates
+from training.data.templates import read_templates
 
 SENTENCES = Path(__file__).parents[2] / "training" / "configs"
 LANGUAGES = ("en", "pt")

@@ -8,11 +8,11 @@ import torch
 
 from tests.conftest import TINY, source
 from training.config import load_config
+from training.data.rows import Rows
 from training.encoding import _sample, encode_splits
+from training.loop.trainer import Ranks
 from training.progress import Display
-from training.rows import Rows
 from training.splits import prepare
-from training.train import Ranks
 
 WHERE = Ranks(0, 1, torch.device("cpu"))
 

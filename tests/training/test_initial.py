@@ -10,12 +10,12 @@ from model.bundle import read_bundle
 from tests.conftest import REVIEWS, TINY, source
 from tests.networks import random_network
 from training.config import ConfigError, load_config
-from training.export import exported_weights
 from training.initial import Start, begin_with, drawn_back
+from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.pretrain import pretrain
 from training.progress import Display
-from training.train import Ranks
+from training.release.export import exported_weights
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
 

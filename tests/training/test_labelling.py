@@ -11,8 +11,8 @@ import pytest
 from model.bundle import read_bundle
 from training.__main__ import main
 from training.config import ConfigError
+from training.data.sources import SourceConfig, read_rows
 from training.labelling import Ensemble
-from training.sources import SourceConfig, read_rows
 
 TEXTS = "text\nA wonderful story. A perfect ending.\nO bolo estava seco<br />e doce demais.\n"
 

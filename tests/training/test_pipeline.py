@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from training.config import ConfigError, RunConfig
+from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.progress import Display
-from training.train import Ranks
 
 WHERE = Ranks(0, 1, torch.device("cpu"))
 CONFIG = RunConfig.model_validate({"sources": [{"name": "s", "path": "-"}]})

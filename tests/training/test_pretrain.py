@@ -13,10 +13,10 @@ from tests.conftest import REVIEWS, TINY, source
 from training.__main__ import main
 from training.config import ConfigError, RunConfig, load_config
 from training.initial import Start
+from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.pretrain import pretrain
 from training.progress import Display
-from training.train import Ranks
 
 ROOT = Path(__file__).parents[2]
 HERE = Ranks(0, 1, torch.device("cpu"))

@@ -6,9 +6,9 @@ import pytest
 from model.bundle import read_bundle
 from tests.conftest import REVIEWS
 from training.__main__ import main
+from training.data.rows import Rows
 from training.encoding import encode
-from training.evaluate import predict_bundle
-from training.rows import Rows
+from training.evaluation.metrics import predict_bundle
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from training.config import ConfigError, RunConfig, load_config
-from training.formats import DataError
+from training.data.formats import DataError
+from training.data.rows import row_key
 from training.progress import Display
-from training.rows import row_key
 from training.splits import Splits, prepare
 
 QUIET = Display(quiet=True)

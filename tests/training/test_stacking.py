@@ -10,14 +10,14 @@ import torch
 
 from model.tokenizer import Encoding
 from tests.networks import VOCABULARY, random_network
-from training.batches import Dataset
-from training.checkpoint import CheckpointError
 from training.config import RunConfig, overlaid
+from training.data.batches import Dataset
 from training.encoding import Encoded
-from training.evaluate import predict, softmax
-from training.linear import Domains, Languages, LinearClassifier
+from training.evaluation.metrics import predict, softmax
+from training.linear.classifier import Domains, Languages, LinearClassifier
+from training.loop.checkpoint import CheckpointError
+from training.loop.trainer import Ranks
 from training.stacking import LINEAR, fit_sum, with_linear_part
-from training.train import Ranks
 
 SHAPE = {"d_model": 24, "layers": 2, "heads": 4, "d_ff": 32, "max_tokens": 16}
 WHERE = Ranks(0, 1, torch.device("cpu"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.rows import Rows
+from training.data.rows import Rows
 from training.teacher import AGREES, Teacher
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from model.bundle import read_bundle
-from training.behaviour import check
 from training.commands.options import write
+from training.evaluation.behaviour import check
 
 
 def add(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         "check",
         help="test what a bundle is able to do",
         description="Test how a bundle behaves on sentences that leave no doubt: negation, "
-        "contrast, typos, names and more. training/behaviour.py says the form of a suite.",
+        "contrast, typos, names and more. The form of a suite: training/evaluation/behaviour.py.",
     )
     command.add_argument("bundle", type=Path, help="folder of the bundle")
     command.add_argument(

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from training.commands.options import add_bundle_and_rows, bundle_and_rows
 from training.encoding import encode
-from training.evaluate import measure, predict_bundle
+from training.evaluation.metrics import measure, predict_bundle
 
 
 def add(commands: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from training import results
 from training.commands.options import add_run, add_tensorboard, device_of, process, run_config
+from training.evaluation import results
 from training.pipeline import fit
 
 

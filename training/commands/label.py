@@ -10,9 +10,9 @@ from model.bundle import read_bundle
 from model.faults import faults
 from training.commands.options import place
 from training.config import ConfigError
+from training.data.sources import SourceConfig, Unit, read_texts
 from training.labelling import Ensemble, label
 from training.progress import Display
-from training.sources import SourceConfig, Unit, read_texts
 
 
 def add(commands: Any) -> None:

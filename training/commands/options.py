@@ -11,10 +11,10 @@ import torch
 
 from model.bundle import Bundle, read_bundle
 from training.config import ConfigError, RunConfig, load_config
+from training.data.rows import Rows
+from training.data.sources import SourceConfig, read_rows
+from training.loop.trainer import Ranks, ranks
 from training.progress import Display
-from training.rows import Rows
-from training.sources import SourceConfig, read_rows
-from training.train import Ranks, ranks
 
 if TYPE_CHECKING:
     from training.tensorboard import Board

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands.options import write
-from training.page import page
+from training.release.page import page
 
 
 def add(commands: Any) -> None:

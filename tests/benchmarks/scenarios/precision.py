@@ -32,7 +32,7 @@ from tests.benchmarks.process import ProcessFailed
 from tests.benchmarks.raw import BATCH, Raw
 from tests.benchmarks.report import Result
 from tests.benchmarks.texts import opened
-from training.export import SMALLEST_HALVED, store_halved
+from training.release.export import SMALLEST_HALVED, store_halved
 
 SHOWN = ("accuracy", "cpu_ms", "size_mb")
 

@@ -20,11 +20,11 @@ from tests.benchmarks.figures import Figures
 from tests.benchmarks.peers.torch_encoder import TorchClassifier
 from tests.benchmarks.report import Result
 from tests.benchmarks.texts import chosen
-from training.batches import Dataset, TrainingBatch, TrainingBatches
 from training.config import TrainConfig
-from training.objectives import classification_loss, drop_tokens
-from training.optimizers import Optimizers
-from training.train import in_half_precision
+from training.data.batches import Dataset, TrainingBatch, TrainingBatches
+from training.loop.objectives import classification_loss, drop_tokens
+from training.loop.optimizers import Optimizers
+from training.loop.trainer import in_half_precision
 
 OURS, PEER = "realce", "torch.nn.TransformerEncoder"
 SHOWN = ("tokens_per_s", "times_torch")

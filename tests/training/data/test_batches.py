@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.tokenizer import Encoding
+from training.data.batches import Dataset, TrainingBatch, TrainingBatches, collate, epoch_rows, plan
+
+
+def dataset(*lengths: int) -> Dataset:
+    """Rows whose ids count up from 10 · (row + 1)."""
+    rows = [np.arange(n, dtype=np.int64) + 10 * (i + 1) for i, n in enumerate(lengths)]
+    return Dataset.encode(
+        [Encoding(row, None, False) for row in rows], np.eye(len(lengths), dtype="f4")
+    )
+
+
+def test_literal_batch():
+    input_ids, mask = collate(dataset(2, 3, 1), np.array([1, 0]))
+    assert input_ids.tolist() == [[20, 21, 22], [10, 11, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_long_rows_show_a_window():
+    starts = set()
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        input_ids, _ = collate(dataset(5), np.array([0]), 3, generator)
+        first = input_ids[0, 0].item()
+        assert input_ids.tolist() == [[first, first + 1, first + 2]]
+        starts.add(first)
+    assert starts == {10, 11, 12}
+    assert collate(dataset(5), np.array([0]), 3)[0].tolist() == [[10, 11, 12]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.booleans())
+def test_every_row_once_within_budget(lengths, shuffled):
+    sizes = np.array(lengths)
+    generator = np.random.default_rng(0) if shuffled else None
+    batches = plan(np.arange(len(sizes)), sizes, 64, generator, pool=16)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(sizes)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * sizes[rows].max() <= 64
+
+
+@pytest.mark.parametrize(
+    ("epochs", "counts"), [([1.0, 1.0], [10, 4]), ([2.5, 0.5], [25, 2]), ([0.1, 3.0], [1, 12])]
+)
+def test_sources_are_passed_as_often_as_asked(epochs, counts):
+    source_of_row = np.array([0] * 10 + [1] * 4)
+    rows = epoch_rows(source_of_row, epochs, np.random.default_rng(0))
+    assert np.bincount(source_of_row[rows], minlength=2).tolist() == counts
+
+
+def rows_of(batch: TrainingBatch) -> list[int]:
+    """Each row of `dataset` has a class of its own."""
+    return batch.targets.argmax(dim=1).tolist()
+
+
+def test_ranks_share_each_batch_and_epochs_differ():
+    rows = dataset(*range(1, 30))
+
+    def batches(rank: int, world_size: int) -> TrainingBatches:
+        return TrainingBatches(
+            rows, np.zeros(29, int), [1.0], [1], 64, 20, seed=3, rank=rank, world_size=world_size
+        )
+
+    alone = list(batches(0, 1).iterate(0))
+    for whole, first, second in zip(
+        alone, batches(0, 2).iterate(0), batches(1, 2).iterate(0), strict=True
+    ):
+        assert first.rows == second.rows == whole.rows == len(whole.targets)
+        assert sorted([*rows_of(first), *rows_of(second)]) == sorted(rows_of(whole))
+        assert whole.input_ids[0::2].tolist() == first.input_ids.tolist()
+    again = list(batches(0, 1).iterate(0, first=2))
+    assert [rows_of(b) for b in again] == [rows_of(b) for b in alone[2:]]
+    other = list(batches(0, 1).iterate(1))
+    assert [rows_of(b) for b in other] != [rows_of(b) for b in alone]
+
+
+def test_tokens_of_an_epoch_count_windows_and_passes():
+    batches = TrainingBatches(
+        dataset(4, 30, 6),
+        np.array([0, 0, 1]),
+        [2.0, 0.5],
+        [1, 1],
+        max_batch_tokens=64,
+        crop_tokens=20,
+        seed=0,
+    )
+    assert batches.tokens == 2 * (4 + 20) + 6 // 2
+
+
+def test_a_lower_stage_comes_before_a_higher_one():
+    source_of_row = np.arange(90) % 3
+    batches = TrainingBatches(
+        dataset(*[4] * 90), source_of_row, [1.0, 2.0, 1.0], [2, 1, 2], 16, 16, seed=0
+    )
+    plan = batches.plan(0)
+    of_batch = [{int(source_of_row[row]) for row in batch} for batch in plan]
+    assert of_batch[:15] == [{1}] * 15, "two passes of the one in stage 1"
+    assert set().union(*of_batch[15:]) == {0, 2}
+    assert any(len(sources) == 2 for sources in of_batch), "those of one stage are mixed"
+
+
+def test_rows_without_weight_are_left_out():
+    weighted = dataset(1, 3, 2).weighted(np.array([1, 0, 0.5], np.float32))
+    assert weighted.ids.tolist() == [10, 30, 31]
+    assert weighted.lengths.tolist() == [1, 2]
+    assert weighted.targets.tolist() == [[1, 0, 0], [0, 0, 0.5]]

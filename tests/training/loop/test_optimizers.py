@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from model.classifier import TextClassifier
+from model.config import ModelConfig
+from training.config import TrainConfig
+from training.loop.optimizers import Optimizers
+
+
+def moved(config: TrainConfig, *steps: float) -> dict[str, torch.Tensor]:
+    """By how much each weight of a small network moves, by its name, where all slopes are 1."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 20, "classes": 2, "d_model": 8, "heads": 2, "d_ff": 8}
+    network = TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+    before = {name: of.detach().clone() for name, of in network.named_parameters()}
+    optimizers = Optimizers(network, config)
+    for rate in steps:
+        optimizers.zero_grad()
+        sum(parameter.sum() for parameter in network.parameters()).backward()
+        optimizers.step(rate)
+    return {name: of.detach() - before[name] for name, of in network.named_parameters()}
+
+
+def test_matrices_move_as_a_whole_and_tables_number_by_number():
+    alone = TrainConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0)
+    both = alone.model_copy(update={"optimizer": "muon"})
+    by_adamw, by_muon = moved(alone, 0.01), moved(both, 0.01)
+    for name, change in by_muon.items():
+        of_layers = change.dim() == 2 and name.startswith(("encoder", "pooling"))
+        assert torch.equal(change, by_adamw[name]) != of_layers, name
+        if of_layers:  # slopes of rank 1, so one direction; its length is 0.68 to 1.13 times right
+            first, *others = torch.linalg.svdvals(change)
+            assert 0.67 < first / (0.01 * 0.2 * 8**0.5) < 1.14, name
+            assert max(others) < 1e-3 * first, name
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_every_weight_goes_by_the_rate_of_the_step(kind):
+    config = TrainConfig(optimizer=kind, learning_rate=0.01)
+    still = moved(config, 0.0)
+    assert all(not change.any() for change in still.values())
+    assert all(change.any() for change in moved(config, 0.0, 0.01).values())

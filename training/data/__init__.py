@@ -1,0 +1,1 @@
+"""Labelled texts in: read, cleaned, put into batches."""

@@ -1,0 +1,55 @@
+"""What makes a confidence mean something: the temperature, and where to say "not sure"."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+
+from training.evaluation.metrics import Labels, Logits, softmax
+
+Weights = npt.NDArray[np.float64]
+
+COVERAGE = 0.8  # share of the validation rows that the abstention threshold lets through
+
+
+def alike(sizes: Sequence[int]) -> Weights:
+    """What each row of several sets counts so that every set counts the same, [N]; mean 1."""
+    return np.repeat([sum(sizes) / len(sizes) / size for size in sizes], sizes)
+
+
+def fit_temperature(logits: Logits, labels: Labels, weights: Weights | None = None) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, section 4.2).
+
+    logits [N, C] and labels [N] of the validation rows, and what each counts. The search is over
+    its logarithm, from 1/20 to 20; the order of the classes never changes.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(softmax(logits, float(np.exp(log_temperature))), labels, weights)
+
+    bound = float(np.log(20))
+    return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
+
+
+def cross_calibrated(logits: Logits, labels: Labels, folds: int = 5) -> Logits:
+    """Probabilities [N, C] of each row at the temperature that suits the other folds' rows: what a
+    temperature is worth on rows that had no say in it."""
+    of_fold = np.arange(len(labels)) % folds
+    probabilities = np.empty_like(logits)
+    for fold in range(folds):
+        own = of_fold == fold
+        probabilities[own] = softmax(logits[own], fit_temperature(logits[~own], labels[~own]))
+    return probabilities
+
+
+def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> float:
+    """The confidence that a share `coverage` of the rows [N, C] reaches: below it, a model that may
+    abstain does (selective classification, Geifman and El-Yaniv 2017)."""
+    return float(np.quantile(probabilities.max(axis=1), 1 - coverage))
+
+
+def log_loss(probabilities: Logits, labels: Labels, weights: Weights | None) -> float:
+    """Mean negative log-likelihood of labels [N] by probabilities [N, C], rows by their weights."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(np.average(-np.log(np.clip(own, 1e-12, None)), weights=weights))

@@ -1,0 +1,1 @@
+"""The linear models: the network's linear part, and the baseline it has to beat."""

@@ -1,0 +1,1 @@
+"""Steps: what a run does to the weights, and how it goes on where it stopped."""

@@ -1,0 +1,1 @@
+"""What texts teach before anyone has labelled them."""

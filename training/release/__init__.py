@@ -1,0 +1,1 @@
+"""From fitted weights to a bundle, and what people read about it."""
