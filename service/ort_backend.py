@@ -5,7 +5,6 @@ import importlib.metadata
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -17,6 +16,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from model.bundle import Bundle
+from model.graph import extract
 from model.tokenizer import UNK_ID
 from service.backend import BackendGone, Outputs
 from service.buffers import Buffers
@@ -156,35 +156,6 @@ def choose_provider(device: Device) -> str:
         return CPU
     onnxruntime.preload_dlls()
     return CUDA
-
-
-def extract(graph: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
-    """The part of a graph that computes `outputs`: the same nodes and weights, and no others."""
-    producer = {name: node for node in graph.graph.node for name in node.output}
-    needed, pending = set[str](), list(outputs)
-    while pending:
-        name = pending.pop()
-        if name and name not in needed:
-            needed.add(name)
-            if name in producer:
-                pending.extend(_reads(producer[name]))
-    part = onnx.ModelProto(ir_version=graph.ir_version)
-    part.opset_import.extend(graph.opset_import)
-    part.graph.name = graph.graph.name
-    part.graph.input.extend(graph.graph.input)
-    by_name = {value.name: value for value in graph.graph.output}
-    part.graph.output.extend(by_name[name] for name in outputs)
-    part.graph.node.extend(n for n in graph.graph.node if not needed.isdisjoint(n.output))
-    part.graph.initializer.extend(t for t in graph.graph.initializer if t.name in needed)
-    return part
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for attribute in node.attribute:
-        for subgraph in (attribute.g, *attribute.graphs):
-            for inner in subgraph.node:
-                yield from _reads(inner)
 
 
 def cpu_quota() -> int:

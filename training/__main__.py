@@ -8,14 +8,24 @@ from collections.abc import Sequence
 from types import FrameType
 
 from model.bundle import BundleError
-from training.commands import calibrate, check, evaluate, fit, label, pretrain, report, tune
+from training.commands import (
+    calibrate,
+    check,
+    evaluate,
+    faithfulness,
+    fit,
+    label,
+    pretrain,
+    report,
+    tune,
+)
 from training.config import ConfigError
 from training.data.formats import DataError
 from training.evaluation.results import ResultsError
 from training.loop.checkpoint import CheckpointError
 from training.release.export import ExportError
 
-COMMANDS = (fit, pretrain, label, evaluate, calibrate, check, tune, report)
+COMMANDS = (fit, pretrain, label, evaluate, calibrate, check, faithfulness, tune, report)
 REFUSALS = (BundleError, CheckpointError, ConfigError, DataError, ExportError, ResultsError)
 
 

@@ -23,8 +23,9 @@ import numpy as np
 import onnxruntime
 
 from model.bundle import Bundle, read_bundle
+from model.graph import extract
 from model.tokenizer import PAD_ID
-from service.ort_backend import Device, choose_provider, cpu_quota, extract
+from service.ort_backend import Device, choose_provider, cpu_quota
 from service.settings import EMBEDDED_BUNDLE
 from service.types import FloatArray, IntArray, Variant
 from tests.benchmarks.figures import Figures, per_thousand, percentile, strict

@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 
 from model.bundle import read_bundle
-from service.ort_backend import OrtBackend, extract
+from model.graph import extract
+from service.ort_backend import OrtBackend
 from service.settings import EMBEDDED_BUNDLE
 from service.types import Variant
 from tests.benchmarks.__main__ import SCENARIOS, main

@@ -16,9 +16,14 @@ def test_what_is_written_takes_the_place_of_what_was_there(tmp_path):
 def test_what_fails_on_the_way_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space"), replacing(path) as fresh:
-        fresh.write_text("ne")
-        raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        with replacing(path) as fresh:
+            fresh.write_text("ne")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -4,13 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from model.bundle import read_bundle
-from model.faults import faults
-from training.commands.options import place
-from training.config import ConfigError
-from training.data.sources import SourceConfig, Unit, read_texts
+from training.commands.options import add_texts, texts_of
+from training.data.sources import Unit
 from training.labelling import Ensemble, label
 from training.progress import Display
 
@@ -27,19 +23,13 @@ def add(commands: Any) -> None:
     command.add_argument(
         "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of a bundle"
     )
-    command.add_argument("--texts", required=True, metavar="FILE", help="file of texts")
-    command.add_argument("--text-column", default="text", help="column of the text (default: text)")
+    add_texts(command)
     command.add_argument(
         "--unit",
         choices=get_args(Unit),
         default="text",
         help="'sentences': label each sentence, by its text's label and its own",
     )
-    command.add_argument("--strip-html", action="store_true", help="turn <br /> into a space")
-    command.add_argument(
-        "--skip", type=int, default=0, metavar="N", help="leave the first N texts out (default: 0)"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="label N texts at most")
     command.add_argument(
         "--out", type=Path, required=True, help="file to write, with a name that ends in .jsonl.gz"
     )
@@ -49,18 +39,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked; the exit status."""
-    try:
-        source = SourceConfig(
-            **place(options.texts),
-            text=options.text_column,
-            strip_html=options.strip_html,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"--texts {options.texts}: {faults(error)}") from error
-    for flag, value, least in (("--skip", options.skip, 0), ("--limit", options.limit, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"{flag} {value}: must be {least} or more")
-    texts = read_texts(source, Path())[options.skip :][: options.limit]
+    texts = texts_of(options)
     ensemble = Ensemble.of([read_bundle(path) for path in options.bundles])
     label(ensemble, texts, options.unit, options.out, Display(quiet=options.quiet))
     return 0

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from model.bundle import Bundle, read_bundle
+from model.faults import faults
 from training.config import ConfigError, RunConfig, load_config
 from training.data.rows import Rows
-from training.data.sources import SourceConfig, read_rows
+from training.data.sources import SourceConfig, read_rows, read_texts
 from training.loop.trainer import Ranks, ranks
 from training.progress import Display
 
@@ -79,6 +81,17 @@ def add_bundle_and_rows(command: argparse.ArgumentParser) -> None:
     add_columns(command)
 
 
+def add_texts(command: argparse.ArgumentParser) -> None:
+    """What `texts_of` reads."""
+    command.add_argument("--texts", required=True, metavar="FILE", help="file of texts")
+    command.add_argument("--text-column", default="text", help="column of the text (default: text)")
+    command.add_argument("--strip-html", action="store_true", help="turn <br /> into a space")
+    command.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="leave the first N texts out (default: 0)"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="read N texts at most")
+
+
 def run_config(options: argparse.Namespace) -> RunConfig:
     """The configuration of a run, flags before what the file says."""
     overrides: dict[str, Any] = {}
@@ -142,6 +155,20 @@ def bundle_and_rows(options: argparse.Namespace) -> tuple[Bundle, Rows, str]:
     bundle, source = read_bundle(options.bundle), _source(options.data, options)
     rows, _, _ = read_rows(source, bundle.manifest.labels, Path())
     return bundle, rows, source.name
+
+
+def texts_of(options: argparse.Namespace) -> list[str]:
+    """Texts, each once, of which no label is asked."""
+    try:
+        source = SourceConfig(
+            **place(options.texts), text=options.text_column, strip_html=options.strip_html
+        )
+    except ValidationError as error:
+        raise ConfigError(f"--texts {options.texts}: {faults(error)}") from error
+    for flag, value, least in (("--skip", options.skip, 0), ("--limit", options.limit, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} {value}: must be {least} or more")
+    return read_texts(source, Path())[options.skip :][: options.limit]
 
 
 def _source(data: str, options: argparse.Namespace) -> SourceConfig:

@@ -33,7 +33,7 @@ from model.faults import faults
 from training.data.batches import Dataset
 from training.data.formats import DataError
 from training.data.templates import expand
-from training.evaluation.metrics import Logits, predict_bundle
+from training.evaluation.metrics import Graph, Logits
 from training.evaluation.perturbations import PERTURBATIONS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -291,9 +291,11 @@ def check(bundle: Bundle, suites: Sequence[Path] = ()) -> dict[Path, Report]:
     if not paths:
         raise DataError(f"no suite is in the bundle's languages ({', '.join(languages)}): name one")
 
+    graph = Graph(bundle)
+
     def predict(texts: Sequence[str]) -> Logits:
         encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
-        return predict_bundle(bundle, Dataset.encode(encodings))
+        return graph.predict(Dataset.encode(encodings))
 
     labels = bundle.manifest.labels
     return {path: run(read_suite(path, labels), predict, labels) for path in paths}

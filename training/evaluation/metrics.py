@@ -1,7 +1,7 @@
 """How good a network is, on rows it has not seen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 
 from model.bundle import Bundle
+from model.graph import extract
 from training.data.batches import Dataset, collate, plan
 from training.data.rows import Rows, concatenate
 
@@ -117,21 +118,46 @@ def measure_sets(
     return metrics
 
 
+class Graph:
+    """A bundle's own graph on the CPU, for each choice of outputs loaded once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
+
+    def _session(self, outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
+        if outputs not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            part = extract(self._bundle.graph, outputs).SerializeToString()
+            providers = ["CPUExecutionProvider"]
+            self._sessions[outputs] = onnxruntime.InferenceSession(part, options, providers)
+        return self._sessions[outputs]
+
+    def run(
+        self, dataset: Dataset, outputs: Sequence[str], max_batch_tokens: int = 16_384
+    ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Any]]]:
+        """Batches of like lengths: which rows [B], and their outputs by name, padding included."""
+        session = self._session(tuple(outputs))
+        for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
+            input_ids, mask = collate(dataset, rows)
+            feeds = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+            yield rows, dict(zip(outputs, session.run(outputs, feeds), strict=True))
+
+    def predict(
+        self, dataset: Dataset, output: Literal["probabilities", "logits"] = "probabilities"
+    ) -> Logits:
+        """Calibrated probabilities, or logits, [N, C] of every row."""
+        found = np.zeros((len(dataset), self._bundle.manifest.config.classes), np.float32)
+        for rows, values in self.run(dataset, [output]):
+            found[rows] = values[output]
+        return found
+
+
 def predict_bundle(
     bundle: Bundle,
     dataset: Dataset,
     output: Literal["probabilities", "logits"] = "probabilities",
-    max_batch_tokens: int = 16_384,
 ) -> Logits:
-    """Calibrated probabilities, or logits, [N, C] of every row from a bundle's own graph."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        bundle.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found = np.zeros((len(dataset), bundle.manifest.config.classes), dtype=np.float32)
-    for rows in plan(np.arange(len(dataset)), dataset.lengths, max_batch_tokens):
-        input_ids, mask = collate(dataset, rows)
-        feeds = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
-        found[rows] = session.run([output], feeds)[0]
-    return found
+    """`Graph.predict` for who asks a bundle once."""
+    return Graph(bundle).predict(dataset, output)

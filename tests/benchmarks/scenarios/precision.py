@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from model.bundle import read_bundle
-from service.ort_backend import extract
+from model.graph import extract
 from service.types import IntArray, Variant
 from tests.benchmarks.bench import Bench, Key, Phase
 from tests.benchmarks.figures import Figures
