@@ -8,12 +8,14 @@
 Reading verifies before anything is used, and refuses what it does not know.
 """
 
+import ctypes
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ OUTPUTS = (
 MAX_OPSET = 24  # ONNX Runtime 1.31 has no complete support beyond 26; 24 is what we write
 MAX_FILE_BYTES = 1 << 30
 MAX_LABEL_CHARACTERS = 64
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 TOKENIZER_KEY = "realce.tokenizer_sha256"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -241,6 +244,9 @@ def sha256(content: bytes) -> str:
 
 
 def _swap(fresh: Path, path: Path) -> None:
+    """Put `fresh` in the place of `path`; what was there is under the other name, or gone."""
+    if path.exists() and _exchanged(fresh, path):
+        return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
         path.rename(old)
@@ -253,6 +259,15 @@ def _swap(fresh: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _exchanged(one: Path, other: Path) -> bool:
+    """Have the two swapped names, with both there at any moment? Linux can, mostly."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if exchange is None:
+        return False
+    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    return bool(exchange(*names, RENAME_EXCHANGE) == 0)
+
+
 def _files(path: Path) -> Iterator[str]:
     for entry in path.rglob("*"):
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
@@ -263,13 +278,19 @@ def _files(path: Path) -> Iterator[str]:
 
 def _read(path: Path, name: str) -> bytes:
     target = path / name
-    if not target.resolve().is_relative_to(path.resolve()):
-        raise BundleError(f"{path}/{MANIFEST}: files: {name!r} leads out of the bundle")
-    if not target.is_file():
-        raise BundleError(f"{path}/{name}: missing, though {MANIFEST} lists it")
-    if (size := target.stat().st_size) > MAX_FILE_BYTES:
-        raise BundleError(f"{target}: {size} bytes, the limit is {MAX_FILE_BYTES}")
-    return target.read_bytes()
+    try:
+        if not target.resolve().is_relative_to(path.resolve()):
+            raise BundleError(f"{path}/{MANIFEST}: files: {name!r} leads out of the bundle")
+        if not target.is_file():
+            raise BundleError(f"{path}/{name}: missing, though {MANIFEST} lists it")
+        if (size := target.stat().st_size) > MAX_FILE_BYTES:
+            raise BundleError(f"{target}: {size} bytes, the limit is {MAX_FILE_BYTES}")
+        return target.read_bytes()
+    except BundleError:
+        raise
+    except (OSError, ValueError) as error:  # the latter of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path}: {name!r} cannot be read: {reason}") from error
 
 
 def _read_graph(path: Path, content: bytes, manifest: Manifest) -> onnx.ModelProto:

@@ -24,8 +24,9 @@ KNOWN_WORDS = 1 << 16  # kept with their pieces: of what people write, all but a
 LONGEST_KNOWN = 32  # characters of a word that is kept, so that what is kept stays small
 
 # What has no white space is read in parts: the library takes seconds for a word of a megabyte.
-LONGEST_WORD = 256
-_WORD = re.compile(rf"\S{{1,{LONGEST_WORD}}}")
+LONGEST_WORD = 64
+LONGEST_CHARACTER = 32  # code points of what is not cut in two: a family of four has 11
+_WORD = re.compile(r"\S+")
 _GRAPHEME = regex.compile(r"\X")
 
 
@@ -93,7 +94,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, max_tokens: int) -> Self:
-        """Learn a vocabulary of at most `vocab_size` pieces from `texts`."""
+        """Learn a vocabulary of at most `vocab_size` pieces from `texts`.
+
+        Raises `ValueError` where that is too few to hold each of their characters.
+        """
         raw = RawTokenizer(models.Unigram())
         raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         raw.pre_tokenizer = pre_tokenizers.Sequence(
@@ -111,7 +115,10 @@ class Tokenizer:
             max_piece_length=16,
             show_progress=False,
         )
-        raw.train_from_iterator(texts, trainer)
+        try:
+            raw.train_from_iterator(texts, trainer)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(str(error)) from error
         vocabulary = json.loads(raw.to_str())["model"]["vocab"]
         raw.model = models.Unigram(_settled(vocabulary), UNK_ID)
         return cls(raw, max_tokens)
@@ -153,18 +160,17 @@ class Tokenizer:
         if text.isascii():  # where folding now is what the library would do, and saves it words
             text = text.lower()
         most = self.max_tokens + 1
-        pieces: Iterator[Any]  # ids, or an id with its start and end
-        if offsets:
-            pieces = self._pieces(_WORD.finditer(text))
-        else:
-            pieces = self._of(_first_words(text, most))
+        # Ids, or an id with its start and end.
+        pieces: Iterator[Any] = (
+            self._pieces(_words(text)) if offsets else self._of(_first_words(text, most))
+        )
         read = list(itertools.islice(pieces, most))
         truncated = len(read) == most
         if truncated:  # head and tail, in the proportion of Sun et al. 2019, section 5.3.1
             head = self.max_tokens // 4
             tail = self.max_tokens - head
             last = self._last_words(text, tail)
-            pieces = self._pieces(last) if offsets else self._of(word[0] for word in last)
+            pieces = self._pieces(last) if offsets else self._of(word for word, _ in last)
             read[head:] = collections.deque(pieces, maxlen=tail)
         if not offsets:
             return Encoding(np.array(read or [UNK_ID], np.int64), None, truncated)
@@ -175,27 +181,29 @@ class Tokenizer:
         """The id of each piece."""
         return itertools.chain.from_iterable(map(_ids, map(self._known.__getitem__, words)))
 
-    def _pieces(self, words: Iterable[re.Match[str]]) -> Iterator[tuple[int, int, int]]:
+    def _pieces(self, words: Iterable[tuple[str, int]]) -> Iterator[tuple[int, int, int]]:
         """The id, start and end of each piece."""
         return (
-            (piece, word.start() + start, word.start() + end)
-            for word in words
-            for piece, (start, end) in zip(*self._known[word[0]], strict=True)
+            (piece, at + start, at + end)
+            for word, at in words
+            for piece, (start, end) in zip(*self._known[word], strict=True)
         )
 
-    def _last_words(self, text: str, tail: int) -> list[re.Match[str]]:
-        """Words that hold the last `tail` pieces; where they are long, no more than that, because
-        what is not known by heart takes the library long."""
+    def _last_words(self, text: str, tail: int) -> list[tuple[str, int]]:
+        """Words that hold the last `tail` pieces, and where they begin; where they are long, no
+        more than that, because what is not known by heart takes the library long."""
         *before, _ = text.rsplit(maxsplit=tail)
         start = len(before[0]) if len(before) == tail else 0
-        words = list(_WORD.finditer(text, start))
         if len(text) - start <= LONGEST_KNOWN * tail:
-            return words
-        first, pieces = len(words), 0
-        while first and pieces < tail:
-            first -= 1
-            pieces += len(self._known[words[first][0]].ids)
-        return words[first:]
+            return list(_words(text, start))
+        words: list[tuple[str, int]] = []
+        pieces = 0
+        for word, at in _words_backwards(text, start):
+            words.append((word, at))
+            pieces += len(self._known[word].ids)
+            if pieces >= tail:
+                break
+        return words[::-1]
 
     def _read(self, word: str) -> Word:
         raw = self._raw.encode(word, add_special_tokens=False)
@@ -203,11 +211,45 @@ class Tokenizer:
 
 
 def _first_words(text: str, most: int) -> list[str]:
-    """What `_WORD` finds, as far as the first `most`; sooner, where no word is too long."""
+    """What `_words` finds, as far as the first `most`; sooner, where no word is too long."""
     words = text.split(maxsplit=most)[:most]
     if max(map(len, words), default=0) > LONGEST_WORD:
-        return [word[0] for word in itertools.islice(_WORD.finditer(text), most)]
+        return [word for word, _ in itertools.islice(_words(text), most)]
     return words
+
+
+def _words(text: str, start: int = 0) -> Iterator[tuple[str, int]]:
+    """What stands between white space from `start` on, in parts where it is long, and where in the
+    text each begins."""
+    for match in _WORD.finditer(text, start):
+        for part in range(_parts(match)):
+            yield _part(match, part)
+
+
+def _words_backwards(text: str, start: int) -> Iterator[tuple[str, int]]:
+    """The same from the end; of a long word no more is looked at than is asked for."""
+    for match in reversed(list(_WORD.finditer(text, start))):
+        for part in reversed(range(_parts(match))):
+            yield _part(match, part)
+
+
+def _parts(word: re.Match[str]) -> int:
+    return -(-len(word[0]) // LONGEST_WORD)
+
+
+def _part(word: re.Match[str], part: int) -> tuple[str, int]:
+    text, at = word[0], part * LONGEST_WORD
+    start, end = _cut(text, at), _cut(text, at + LONGEST_WORD)
+    return text[start:end], word.start() + start
+
+
+def _cut(word: str, at: int) -> int:
+    """The boundary between two characters (Unicode UAX 29) at `at` or before, within the word."""
+    if at >= len(word) or at == 0 or word.isascii():
+        return min(at, len(word))
+    begin = max(at - LONGEST_CHARACTER, 0)
+    *_, last = _GRAPHEME.finditer(word, begin, at + 1)
+    return last.start() if last.start() > begin else at
 
 
 def _settled(vocabulary: list[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -5,6 +5,7 @@ import asyncio
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -190,7 +191,10 @@ def _hint(code: str, target: str) -> str:
 
 
 def _seconds(value: str) -> float:
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds <= MOST_S:
         raise argparse.ArgumentTypeError(f"{value}: must be more than 0 and at most {MOST_S}")
     return seconds

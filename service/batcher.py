@@ -131,7 +131,7 @@ class Batcher:
             self._give_up(BackendGone(f"a batch has been running for {now - min(began):.1f} s"))
 
     def close(self) -> None:
-        """Fail what still waits and let go of the threads."""
+        """Fail what waits or runs and let go of the threads."""
         self._refuse_all("the server has stopped")
 
     async def wait_closed(self) -> None:
@@ -244,12 +244,12 @@ class Batcher:
                 self._end_all(batch, Unavailable("the backend is gone"))
                 self._give_up(outcome.error)
             else:
+                self._end_all(batch, BackendFailed("the model failed on a text of this call"))
                 log.error(
                     "row_failed",
                     error=type(outcome.error).__name__,
                     detail=str(outcome.error)[:200],
                 )
-                self._end_all(batch, BackendFailed("the model failed on a text of this call"))
 
     def _answer(self, batch: Batch) -> None:
         for entry, rows in batch.parts:
@@ -263,23 +263,22 @@ class Batcher:
     def _give_up(self, error: BackendGone) -> None:
         if self._refusal:
             return
-        log.critical("backend_gone", detail=str(error)[:200])
         self._refuse_all("the backend is gone")
-        with self._lock:
-            running = [batch for batch, _ in self._running.values()]
-        for batch in running:
-            self._end_all(batch, Unavailable("the backend is gone"))
         self._on_failure()
+        log.critical("backend_gone", detail=str(error)[:200])
 
     def _refuse_all(self, reason: str) -> None:
-        """Refuse from now on, and fail what waits; the threads end."""
+        """Refuse from now on, and fail what waits or runs; the threads end."""
         self._refusal = Unavailable(reason)
         self._heartbeat.cancel()
         with self._lock:
             waiting = self._scheduler.drain()
+            running = [batch for batch, _ in self._running.values()]
             self._work.notify_all()
         for entry in waiting:
             self._end(entry, Unavailable(reason))
+        for batch in running:
+            self._end_all(batch, Unavailable(reason))
 
     def _end_all(self, batch: Batch, error: RealceError) -> None:
         for entry, _ in batch.parts:

@@ -1,7 +1,6 @@
 """From texts to predictions: tokenize, admit, compute, cut. Knows nothing of gRPC."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -99,7 +98,7 @@ class Engine:
         the work.
         """
         if not self.ready:
-            raise Unavailable("not serving: starting or stopping")
+            raise Unavailable("not serving: starting, stopped, or its device is gone")
         own = Hold(self.room) if hold is None else hold
         self._calls += 1
         self._idle.clear()
@@ -174,14 +173,12 @@ class Engine:
             self._batcher.answered_rows,
         )
 
-    async def drain(self, grace_s: float) -> None:
-        """Refuse what is new; wait at most `grace_s` seconds for what is under way."""
-        self.ready = False
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+    async def wait_idle(self) -> None:
+        """Wait until no call is under way."""
+        await self._idle.wait()
 
     def close(self) -> None:
-        """Fail what is left and let go of all threads."""
+        """Refuse what is new, fail what is under way and let go of all threads."""
         self.ready = False
         self._batcher.close()
 

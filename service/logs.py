@@ -1,19 +1,21 @@
 """Logs: one JSON object a line on stderr, in which the text of a caller never appears."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
 import traceback
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 
 
 def configure_logs(level: str, stream: TextIO = sys.stderr) -> None:
     """Send our own lines of at least `level`, and the warnings of libraries, to `stream`."""
+    sink = cast("TextIO", Unfailing(stream))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -21,10 +23,10 @@ def configure_logs(level: str, stream: TextIO = sys.stderr) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=sink),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(sink)
     handler.setFormatter(LibraryLine())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
@@ -40,7 +42,7 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, what: str) -> None:
-        """Count one; it is told at the end of the period that the first of a line begins."""
+        """Count one; it is told one period after the first."""
         if not self._counts:
             asyncio.get_running_loop().call_later(self._period_s, self.tell)
         self._counts[what] += 1
@@ -71,3 +73,22 @@ class LibraryLine(logging.Formatter):
             frames = traceback.extract_tb(record.exc_info[2])
             line["place"] = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
         return json.dumps(line, ensure_ascii=False)
+
+
+class Unfailing:
+    """A stream that lets go of what cannot be written: who asks for an answer gets it, though the
+    disk of the log is full or its reader is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See `TextIO.write`."""
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See `TextIO.flush`."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()

@@ -45,6 +45,7 @@ class Server:
         self._engine: Engine | None = None
         self._servicer: ClassifierServicer | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._leaving: set[Engine] = set()  # that others have taken the place of, not idle yet
         self._room = Room(settings.max_held_bytes)
         self._closing = False
         keepalive_ms = round(settings.keepalive_s * 1e3)
@@ -129,8 +130,10 @@ class Server:
             await self._health.set(True)
             reload_s = round(time.perf_counter() - started, 3)
             log.info("reloaded", **_told(self._engine), reload_s=reload_s)
-            await leaving.drain(self.settings.grace_s)
+            self._leaving.add(leaving)
+            await leaving.wait_idle()
         if leaving is not None:
+            self._leaving.discard(leaving)
             leaving.close()
             await leaving.wait_closed()
             leaving = None
@@ -212,10 +215,12 @@ class Server:
         log.info("draining", grace_s=grace_s)
         await self._health.set(False)
         self._servicer.drain()
-        await self._engine.drain(grace_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._servicer.wait_idle(), grace_s)
         self._health.end()
         await self._server.stop(max(grace_s - (time.perf_counter() - started), 0.0))
-        self._engine.close()
+        for engine in (self._engine, *self._leaving):
+            engine.close()
         log.info("stopped", drain_s=round(time.perf_counter() - started, 3))
 
 

@@ -5,8 +5,8 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -33,6 +33,7 @@ REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
 STREAM_WINDOW = 8  # messages of one stream under way at a time
 MAX_REQUEST_ID = 64
+STOPPING = "the server is stopping; send what was not answered to another"
 
 log = structlog.get_logger("realce.call")
 
@@ -72,6 +73,9 @@ class ClassifierServicer:
         self._limits = limits
         self._draining = False
         self._readers: set[asyncio.Task[None]] = set()
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._refused = Tally("refused")
 
     def handler(self) -> "Handler":
@@ -87,11 +91,27 @@ class ClassifierServicer:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def drain(self) -> None:
-        """Stop reading from streams; each ends once what was read of it is answered."""
+        """Refuse new calls and stop reading from streams; what was read is answered."""
         self._draining = True
         self._refused.tell()
         for reader in self._readers:
             reader.cancel()
+
+    async def wait_idle(self) -> None:
+        """Wait until no call is under way."""
+        await self._idle.wait()
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Around a call, for `wait_idle`."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def classify(
         self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
@@ -102,8 +122,11 @@ class ClassifierServicer:
             call.rows = len(request.texts)
             if request.views:  # its answer takes room until it is sent
                 context.add_done_callback(lambda _: hold.release())  # type: ignore[arg-type]
+        if self._draining:
+            await call.abort(Unavailable(STOPPING))
         message = pb.ClassifyResponse()
-        await call.answer(self._classify(request, call.deadline, hold, message))
+        with self._under_way():
+            await call.answer(self._classify(request, call.deadline, hold, message))
         return message.SerializeToString()
 
     async def get_model(
@@ -121,7 +144,7 @@ class ClassifierServicer:
         """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
         call = Call("ClassifyStream", context, self._refused)
         if self._draining:
-            await call.answer(_refuse())
+            await call.abort(Unavailable(STOPPING))
         under_way: dict[asyncio.Task[bytes], Hold] = {}
         read: Answers = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_WINDOW - 1)
@@ -141,12 +164,13 @@ class ClassifierServicer:
         reader.add_done_callback(lambda _: read.put_nowait(None))
         self._readers.add(reader)
         try:
-            while (task := await read.get()) is not None:
-                yield await task
-                under_way.pop(task).release()
-                room.release()
+            with self._under_way():
+                while (task := await read.get()) is not None:
+                    yield await task
+                    under_way.pop(task).release()
+                    room.release()
             if reader.cancelled():  # by `drain`: its caller has more to send
-                await call.answer(_refuse())
+                await call.abort(Unavailable(STOPPING))
             await reader
             call.end("OK")
         except asyncio.CancelledError:
@@ -255,14 +279,18 @@ class Call:
             self.end_abandoned()
             raise
         except Exception as error:
-            code, failed = self.failed(error)
-            self.end(code.name, error)
-            trailers = [(REQUEST_ID, self.request_id), (STATUS, failed.SerializeToString())]
-            if isinstance(error, Overloaded):
-                trailers.append((PUSHBACK, str(max(1, round(error.retry_after_s * 1e3)))))
-            await self._context.abort(code, failed.message, tuple(trailers))
+            await self.abort(error)
         self.end("OK")
         return message
+
+    async def abort(self, error: Exception) -> NoReturn:
+        """End the call with the status of an error; raises what the library ends calls by."""
+        code, failed = self.failed(error)
+        self.end(code.name, error)
+        trailers = [(REQUEST_ID, self.request_id), (STATUS, failed.SerializeToString())]
+        if isinstance(error, Overloaded):
+            trailers.append((PUSHBACK, str(max(1, round(error.retry_after_s * 1e3)))))
+        await self._context.abort(code, failed.message, tuple(trailers))
 
     def failed(self, error: Exception) -> tuple[grpc.StatusCode, Status]:
         """The status of an error, counted; a fault of ours is logged with its place.
@@ -311,10 +339,6 @@ class Call:
 
 def _failed(call: "Call", number: str, error: Exception) -> bytes:
     return pb.ClassifyStreamResponse(id=number, error=call.failed(error)[1]).SerializeToString()
-
-
-async def _refuse() -> pb.ClassifyStreamResponse:
-    raise Unavailable("the server is stopping; send what was not answered to another")
 
 
 def _request_id(context: "Context") -> str:

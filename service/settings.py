@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     reuse_port: bool = Field(
         False, description="listen on the port beside other servers that do so too"
     )
-    max_texts: Count = Field(1024, description="most texts in one call")
+    max_texts: int = Field(1024, ge=1, lt=1 << 32, description="most texts in one call")
     max_text_bytes: Bytes = Field(262_144, description="longest text, in UTF-8 bytes")
     max_request_bytes: Bytes = Field(8 << 20, description="largest request message, in bytes")
     max_answer_bytes: Bytes = Field(64 << 20, description="largest answer, in bytes of tensors")

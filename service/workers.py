@@ -7,6 +7,7 @@ one connection stays with one worker.
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from service.server import StartError
 from service.settings import Settings
 
 PLACE = Path(__file__).absolute().parents[1]  # where `service` is imported from
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAST_WORD_S = 5.0  # beyond its grace, until a worker that will not end is killed
 
 log = structlog.get_logger("realce.workers")
@@ -91,8 +94,15 @@ async def _start(environment: dict[str, str]) -> Process:
     """A worker of this very package, whatever the folder that we were started in holds (-P)."""
     path = os.pathsep.join(filter(None, (str(PLACE), environment.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "service", "serve", env=environment | {"PYTHONPATH": path}
+        *(sys.executable, "-P", "-m", "service", "serve"),
+        env=environment | {"PYTHONPATH": path},
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
+
+
+def _end_with_parent() -> None:
+    """In the child: drain when the parent has been killed, and let go of its port."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _send(workers: list[Process], number: signal.Signals) -> None:

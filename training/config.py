@@ -57,7 +57,7 @@ class TrainConfig(BaseModel):
 
     model_config = _FROZEN
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     vocab_size: int = Field(12_000, ge=64, description="Most pieces that the tokenizer may learn.")
     token_vectors: bool = Field(
         False, description="Begin with embeddings from co-occurrence, unlabelled text included."
@@ -196,8 +196,14 @@ class RunConfig(BaseModel):
                 raise ValueError(
                     f"{one.name}: source={one.source!r} is none of the sources {sorted(names)}"
                 )
-        for key in ("validation", "test"):
-            for name, times in Counter(one.name for one in getattr(self, key)).items():
+        learnt = [source.name for source in (*self.sources, *self.unlabelled)]
+        learnt += [one.name for one in self.translated]
+        for key, of_key in (
+            ("sources", learnt),
+            ("validation", [one.name for one in self.validation]),
+            ("test", [one.name for one in self.test]),
+        ):
+            for name, times in Counter(of_key).items():
                 if times > 1:
                     raise ValueError(f"{key}: name={name!r} is there {times} times")
         for key in ("epochs", "linear"):

@@ -10,7 +10,7 @@ from torch import nn
 
 from model.bundle import TOKENIZER
 from model.tokenizer import Tokenizer
-from training.config import RunConfig
+from training.config import ConfigError, RunConfig
 from training.data.batches import Dataset
 from training.data.rows import Rows
 from training.evaluation.calibration import Weights, alike
@@ -93,9 +93,11 @@ def _tokenizer(
     if where.first and not (path.exists() and Trainer.begun(run)):
         if given is None:
             sample = _sample(rows, np.random.default_rng(config.train.seed))
-            learnt = Tokenizer.train(
-                sample, vocab_size=config.train.vocab_size, max_tokens=max_tokens
-            )
+            pieces = config.train.vocab_size
+            try:
+                learnt = Tokenizer.train(sample, vocab_size=pieces, max_tokens=max_tokens)
+            except ValueError as error:
+                raise ConfigError(f"train.vocab_size={pieces}: {error}") from error
             given = learnt.to_json()
         path.write_bytes(given)
     if where.world_size > 1:

@@ -4,41 +4,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from model.bundle import Bundle, check_place
-from model.classifier import TextClassifier
-from model.config import ModelConfig
 from training.config import ConfigError, RunConfig
-from training.data.batches import TrainingBatches
 from training.data.rows import concatenate
-from training.encoding import Encoded, corpus, encode, encode_splits
+from training.encoding import corpus, encode
 from training.evaluation.calibration import abstention_threshold, fit_temperature
 from training.evaluation.metrics import measure_sets, predict, softmax
 from training.initial import Start, begin_with, begin_with_vectors, drawn_back
-from training.linear.baseline import LinearBaseline
-from training.loop.objectives import Classification
+from training.linear.baseline import LinearBaseline, NoWords
 from training.loop.trainer import Ranks, Trainer, Watch
 from training.origin import Origin
 from training.progress import Display
 from training.release import report
 from training.release.bundle import release
 from training.release.export import halve_weights
-from training.splits import Splits, prepare
+from training.run import Run
+from training.splits import Splits
 from training.stacking import with_linear_part
 
 
 def fit(
     config: RunConfig,
     base: Path,
-    run: Path,
+    folder: Path,
     out: Path,
     where: Ranks,
     display: Display,
     start_from: Path | None = None,
     watch: Watch | None = None,
 ) -> Bundle | None:
-    """Train and write the bundle into `out`; `run` keeps what a killed run needs to go on.
+    """Train and write the bundle into `out`; `folder` keeps what a killed run needs to go on.
 
     `start_from` is the run folder of an earlier stage, or a bundle, whose tokenizer and weights
     this one begins with; `watch` follows the evaluations. Returns the bundle in the first process,
@@ -48,129 +44,78 @@ def fit(
     start = None if start_from is None else Start.read(start_from)
     if start is None and config.train.epochs == 0:
         raise ConfigError("train.epochs=0 trains nothing; --start-from has to name what is trained")
-    if out.resolve() in (run.resolve(), *run.resolve().parents):
-        raise ConfigError(f"--run-dir {run}: must not be in the folder of the bundle, {out}")
-    make_run_folder(run)
-    splits = prepare(config, base, display)
-    encoded = encode_splits(config, splits, run, where, given=start.tokenizer if start else None)
-    network = untrained(config, splits, encoded)
-    alone = start is None and where.first and not Trainer.begun(run)
-    if config.train.token_vectors and alone:
-        begin_with_vectors(network, corpus(splits, encoded), config.train.seed)
+    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ConfigError(f"--run-dir {folder}: must not be in the folder of the bundle, {out}")
+    given = None if start is None else start.tokenizer
+    with Run.open(config, base, folder, where, display, given) as run:
+        if start is not None:
+            start = start.speaking_of(run.splits.labels)
+        training = begin(run, start)
+        origin = Origin.of_run(config, run.splits, start.origin if start else None)
+        if where.first:  # once the folder has shown to be this run's
+            origin.keep(folder)
+        training.fit(display, watch)
+        return finish(run, training, start, origin, out) if where.first else None
+
+
+def begin(run: Run, start: Start | None) -> Trainer:
+    """The loop, at the weights that the run begins with or at those it had come to."""
+    config, network = run.config, run.network()
     identity = config.steps_fingerprint
     if start is not None:
-        start = start.speaking_of(splits.labels)
         begin_with(network, start)
         identity += f"-{start.identity}"
-    training = trainer(config, splits, encoded, network, identity, run, where)
-    origin = Origin.of_run(config, splits, start.origin if start else None)
-    if where.first:  # once the folder has shown to be this run's
-        origin.keep(run)
-    display.say(
-        f"{len(encoded.train):,} rows and {encoded.train.lengths.sum():,} tokens to train on, "
-        f"{network.parameter_count:,} parameters, {where.world_size} process(es) on {where.device}"
+    elif config.train.token_vectors and run.where.first and not Trainer.begun(run.folder):
+        begin_with_vectors(network, corpus(run.splits, run.encoded), config.train.seed)
+    training = run.trainer(network, identity)
+    rows = run.encoded.train
+    run.display.say(
+        f"{len(rows):,} rows and {rows.lengths.sum():,} tokens to train on, "
+        f"{network.parameter_count:,} parameters, {run.where.world_size} process(es) on "
+        f"{run.where.device}"
     )
-    history = training.fit(display, watch)
-    if not where.first:
-        return None
+    return training
+
+
+def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out: Path) -> Bundle:
+    """From trained weights to a bundle: add the linear part, calibrate, measure once on test,
+    release."""
+    config, encoded, where, display = run.config, run.encoded, run.where, run.display
+    network, history = training.network, training.progress.history
     if start is not None and config.train.start_share:
         drawn_back(network, start, config.train.start_share)
     if config.network.ngrams:
         display.say("fitting the linear part")
-        network = with_linear_part(config, encoded, network, run, where)
-    epochs = training.epochs
-    return finish(config, splits, encoded, network, history, epochs, origin, out, where, display)
-
-
-def make_run_folder(run: Path) -> None:
-    """Raises `ConfigError` where there can be none."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run-dir {run}: cannot be made: {error.strerror}") from error
-
-
-def untrained(config: RunConfig, splits: Splits, encoded: Encoded) -> TextClassifier:
-    """The network as its seed draws it, its linear part to come."""
-    network_config = ModelConfig(
-        vocab_size=encoded.tokenizer.vocab_size,
-        classes=len(splits.labels),
-        **config.network.model_dump() | {"ngrams": 0},
-    )
-    torch.manual_seed(config.train.seed)
-    return TextClassifier(network_config)
-
-
-def trainer(
-    config: RunConfig,
-    splits: Splits,
-    encoded: Encoded,
-    network: TextClassifier,
-    identity: str,
-    run: Path,
-    where: Ranks,
-) -> Trainer:
-    """The loop over these rows; its checkpoints in `run` are known by `identity`."""
-    batches = TrainingBatches(
-        dataset=encoded.train,
-        source_of_row=splits.train.sources,
-        source_epochs=[source.epochs for source in splits.sources],
-        source_stages=[source.stage for source in splits.sources],
-        max_batch_tokens=config.train.max_batch_tokens,
-        crop_tokens=config.train.crop_tokens,
-        seed=config.train.seed,
-        rank=where.rank,
-        world_size=where.world_size,
-    )
-    objective = Classification(
-        encoded.validation, config.train.token_dropout, config.train.label_smoothing
-    )
-    fingerprint = f"{identity}-{splits.digest}"
-    return Trainer(network, batches, objective, config.train, fingerprint, run, where)
-
-
-def finish(
-    config: RunConfig,
-    splits: Splits,
-    encoded: Encoded,
-    network: TextClassifier,
-    history: list[dict[str, float]],
-    epochs: int,
-    origin: Origin,
-    out: Path,
-    where: Ranks,
-    display: Display,
-) -> Bundle:
-    """From fitted weights to a bundle: calibrate, measure once on test, release."""
+        network = with_linear_part(config, encoded, network, run.folder, where)
     half = config.weights == "float16"
     if half:
         halve_weights(network)
-    tokenizer = encoded.tokenizer
     logits = encoded.logits(network, where)
     temperature = fit_temperature(logits, encoded.truth, encoded.weights)
     threshold = abstention_threshold(softmax(logits, temperature))
+    test = run.splits.test
     probabilities = {
-        name: softmax(predict(network, encode(rows, tokenizer), where.device), temperature)
-        for name, rows in splits.test.items()
+        name: softmax(predict(network, encode(rows, encoded.tokenizer), where.device), temperature)
+        for name, rows in test.items()
     }
-    metrics = measure_sets(probabilities, splits.test)
+    metrics = measure_sets(probabilities, test)
     if config.train.baseline:
-        display.say("fitting the linear baseline on the labelled rows")
-        for name, values in _baseline(splits).items():
+        for name, values in _baseline(run.splits, display).items():
             metrics[name]["linear_accuracy"] = values["accuracy"]
     for name, values in metrics.items():
         display.say(_spoken(name, values))
+    steps = {"epochs": training.epochs, "steps": int(history[-1]["step"])}
     everything = np.concatenate(list(probabilities.values()))
-    truth = concatenate(list(splits.test.values())).labels
+    truth = concatenate(list(test.values())).labels
     return release(
         out,
         network,
-        tokenizer,
+        encoded.tokenizer,
         {
             "name": config.name,
             "version": config.version,
-            "labels": splits.labels,
-            "languages": tuple(sorted({source.language for source in config.sources})),
+            "labels": run.splits.labels,
+            "languages": tuple(sorted({source.language for source in run.splits.sources})),
             "temperature": temperature,
             "abstention_threshold": threshold,
             "metrics": metrics,
@@ -178,21 +123,27 @@ def finish(
             "license": origin.license,
         },
         half_weights=half,
-        settings=config.train.model_dump() | {"epochs": epochs, "steps": int(history[-1]["step"])},
-        warnings=splits.warnings,
+        settings=config.train.model_dump() | steps,
+        warnings=run.splits.warnings,
         plots={
             "loss.png": report.loss_plot(history),
-            **report.measured_plots(everything, truth, splits.labels),
+            **report.measured_plots(everything, truth, run.splits.labels),
         },
         display=display,
     )
 
 
-def _baseline(splits: Splits) -> dict[str, dict[str, Any]]:
-    """The linear baseline's metrics of every test set, learnt from the labelled rows."""
+def _baseline(splits: Splits, display: Display) -> dict[str, dict[str, Any]]:
+    """The linear baseline's metrics of every test set, learnt from the labelled rows; none where
+    they have no words to learn from."""
+    display.say("fitting the linear baseline on the labelled rows")
     rows = splits.train.take(np.flatnonzero(splits.linear))
     weights = splits.linear[splits.linear > 0, None]
-    baseline = LinearBaseline.fit(rows.texts, rows.targets * weights)
+    try:
+        baseline = LinearBaseline.fit(rows.texts, rows.targets * weights)
+    except NoWords as error:
+        display.say(f"no linear baseline: {error}")
+        return {}
     probabilities = {name: baseline.probabilities(rows.texts) for name, rows in splits.test.items()}
     return measure_sets(probabilities, splits.test)
 

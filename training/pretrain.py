@@ -3,31 +3,31 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from model.bundle import TOKENIZER
 from training.config import ConfigError, RunConfig
 from training.data.batches import TrainingBatches
-from training.encoding import corpus, encode_splits
+from training.encoding import corpus
 from training.initial import begin_with_vectors
 from training.loop.objectives import Detection
 from training.loop.trainer import BEST, Ranks, Trainer, Watch
 from training.origin import Origin
-from training.pipeline import make_run_folder, untrained
 from training.pretraining.detector import Detector
 from training.pretraining.replacement import Replacer
 from training.progress import Display
-from training.splits import prepare
+from training.run import Run
 
 
 def pretrain(
     config: RunConfig,
     base: Path,
-    run: Path,
+    folder: Path,
     where: Ranks,
     display: Display,
     watch: Watch | None = None,
 ) -> None:
-    """Teach the layers to tell which tokens of a text were replaced; `fit` can start from `run`.
+    """Teach the layers to tell which tokens of a text were replaced; `fit` can start from `folder`.
 
     The texts are those of the sources, each source's `epochs` times, and the unlabelled ones once a
     pass. Labels and stages say nothing here; no held-out text is read but to see how good it gets.
@@ -35,14 +35,25 @@ def pretrain(
     """
     if config.train.epochs == 0:
         raise ConfigError("train.epochs=0 trains nothing")
-    make_run_folder(run)
-    splits = prepare(config, base, display)
-    encoded = encode_splits(config, splits, run, where)
-    texts = corpus(splits, encoded)
-    network = Detector(untrained(config, splits, encoded).config)
-    if config.train.token_vectors and where.first and not Trainer.begun(run):
-        begin_with_vectors(network, texts, config.train.seed)
+    with Run.open(config, base, folder, where, display) as run:
+        training = begin(run)
+        if where.first:  # once the folder has shown to be this run's
+            Origin.of_run(config, run.splits, None).keep(folder)
+        training.fit(display, watch)
     display.say(
+        f"{folder / BEST} and {folder / TOKENIZER} are what `fit --start-from {folder}` begins with"
+    )
+
+
+def begin(run: Run) -> Trainer:
+    """The loop, at the weights that the run begins with or at those it had come to."""
+    config, splits, where = run.config, run.splits, run.where
+    texts = corpus(splits, run.encoded)
+    torch.manual_seed(config.train.seed)
+    network = Detector(run.shape)
+    if config.train.token_vectors and where.first and not Trainer.begun(run.folder):
+        begin_with_vectors(network, texts, config.train.seed)
+    run.display.say(
         f"{len(texts):,} texts and {texts.lengths.sum():,} tokens to learn from, "
         f"{where.world_size} process(es) on {where.device}"
     )
@@ -60,13 +71,9 @@ def pretrain(
         world_size=where.world_size,
     )
     objective = Detection(
-        encoded.validation,
+        run.encoded.validation,
         Replacer(texts, network.config.vocab_size, where.device),
         config.train.replaced_tokens,
     )
     fingerprint = f"pretrain-{config.steps_fingerprint}-{splits.digest}"
-    trainer = Trainer(network, batches, objective, config.train, fingerprint, run, where)
-    if where.first:  # once the folder has shown to be this run's
-        Origin.of_run(config, splits, None).keep(run)
-    trainer.fit(display, watch)
-    display.say(f"{run / BEST} and {run / TOKENIZER} are what `fit --start-from {run}` begins with")
+    return Trainer(network, batches, objective, config.train, fingerprint, run.folder, where)

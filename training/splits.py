@@ -14,6 +14,7 @@ from training.data.formats import DataError
 from training.data.rows import Rows, concatenate, deduplicate, excluded, row_key, split
 from training.data.sources import SourceConfig, read_aligned, read_keys, read_rows, read_texts
 from training.data.translation import Lexicon
+from training.linear.baseline import NoWords
 from training.progress import Display
 from training.teacher import Teacher
 
@@ -160,7 +161,12 @@ class _Teachers:
                 raise DataError(
                     f"{source.name}: teacher={list(source.teacher)} has rows of one class only"
                 )
-            self.learnt[source.teacher] = Teacher.of(own)
+            try:
+                self.learnt[source.teacher] = Teacher.of(own)
+            except NoWords as error:
+                raise DataError(
+                    f"{source.name}: teacher={list(source.teacher)}: {error}"
+                ) from error
         return self.learnt[source.teacher]
 
     def _tell(self, source: SourceConfig, count: int) -> None:

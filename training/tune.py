@@ -13,8 +13,8 @@ from training.config import ConfigError, RunConfig, overlaid
 from training.encoding import Encoded, corpus, encode_splits
 from training.initial import begin_with_vectors
 from training.loop.trainer import Ranks, Watch
-from training.pipeline import make_run_folder, trainer, untrained
 from training.progress import Display
+from training.run import Run, run_folder
 from training.search import Knobs, Search
 from training.splits import Splits, prepare
 
@@ -63,16 +63,16 @@ class Runs:
         of the same config. One that was cut short goes on from its checkpoint."""
         config = overlaid(self.config, knobs)
         encoded, weights = self._begin(config)
-        network = untrained(config, self.splits, encoded)
-        network.load_state_dict(weights)
         identity = config.fingerprint
         folder = self.run / "trial" / identity
         folder.mkdir(parents=True, exist_ok=True)
         for other in folder.parent.iterdir():
             if other != folder:  # its trial is over: whoever wants the weights fits them
                 shutil.rmtree(other)
-        loop = trainer(config, self.splits, encoded, network, identity, folder, self.where)
-        history = loop.fit(self.display, watch)
+        run = Run(config, self.splits, encoded, folder, self.where, self.display)
+        network = run.network()
+        network.load_state_dict(weights)
+        history = run.trainer(network, identity).fit(self.display, watch)
         return max(entry["score"] for entry in history)
 
     def _begin(self, config: RunConfig) -> tuple[Encoded, dict[str, Any]]:
@@ -82,7 +82,8 @@ class Runs:
             folder = self.run / f"vocabulary-{size}"
             folder.mkdir(parents=True, exist_ok=True)
             encoded = encode_splits(config, self.splits, folder, self.where)
-            network = untrained(config, self.splits, encoded)
+            run = Run(config, self.splits, encoded, folder, self.where, self.display)
+            network = run.network()
             if config.train.token_vectors:
                 begin_with_vectors(network, corpus(self.splits, encoded), config.train.seed)
             self._begun[size] = encoded, deepcopy(network.state_dict())
@@ -112,21 +113,22 @@ def tune(
         raise ConfigError("train.epochs=0 trains nothing: no setting is better than another")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: must be a file in a folder that is there")
-    splits = prepare(config, base, display)
-    make_run_folder(run)
-    ranges = space(config)
-    search = Search(
-        run,
-        identity=f"{config.fingerprint}-{splits.digest}",
-        space=ranges,
-        first=knobs(config, list(ranges)),
-        seed=config.train.seed,
-    )
-    runs = Runs(config, splits, run, Ranks(0, 1, device), display)
-    if trials is None and minutes is None:
-        trials = TRIALS
-    search.run(runs.score, display, trials, None if minutes is None else minutes * 60)
-    shutil.rmtree(run / "trial", ignore_errors=True)
+    where = Ranks(0, 1, device)
+    with run_folder(run, where):
+        splits = prepare(config, base, display)
+        ranges = space(config)
+        search = Search(
+            run,
+            identity=f"{config.fingerprint}-{splits.digest}",
+            space=ranges,
+            first=knobs(config, list(ranges)),
+            seed=config.train.seed,
+        )
+        runs = Runs(config, splits, run, where, display)
+        if trials is None and minutes is None:
+            trials = TRIALS
+        search.run(runs.score, display, trials, None if minutes is None else minutes * 60)
+        shutil.rmtree(run / "trial", ignore_errors=True)
     best = search.best
     text = (
         f"# Best of {len(search.finished)} trials of `realce-train tune`: trial {best.number}, "

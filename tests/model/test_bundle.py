@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_no_such_folder(tmp_path: Path):
         (lambda m: m.update(opset=26), "opset"),
         (lambda m: m["files"].pop("model.onnx"), "does not list model.onnx"),
         (lambda m: m["files"].update({"../x": "0" * 64}), "leads out of the bundle"),
+        (lambda m: m["files"].update({"a\0b": "0" * 64}), "cannot be read: embedded null"),
+        (lambda m: m["files"].update({"x" * 300: "0" * 64}), "cannot be read: File name too long"),
         (lambda m: m["config"].update(heads=7), "must divide"),
     ],
 )
@@ -168,6 +171,16 @@ def test_a_new_bundle_takes_the_place_of_the_old_one_whole(copy: Path, bundle):
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux swaps two names")
+def test_a_bundle_takes_the_place_of_another_at_once(copy: Path, bundle, monkeypatch):
+    """Renamed one after the other, a process killed in between would leave none."""
+    monkeypatch.setattr(Path, "rename", None)
+    assert read_bundle(copy).fingerprint == bundle.fingerprint
+    written = rewritten(bundle, copy)
+    assert read_bundle(copy).fingerprint == written.fingerprint != bundle.fingerprint
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
 def test_when_the_last_step_fails_the_old_bundle_is_put_back(copy: Path, bundle, monkeypatch):
     rename = Path.rename
 
@@ -176,6 +189,7 @@ def test_when_the_last_step_fails_the_old_bundle_is_put_back(copy: Path, bundle,
             raise OSError(28, "No space left on device")
         return rename(self, target)
 
+    monkeypatch.setattr("model.bundle._exchanged", lambda *_: False)  # not all file systems can
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(BundleError, match="copy: cannot be written: No space left"):
         rewritten(bundle, copy)

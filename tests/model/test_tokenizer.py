@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 
-from model.tokenizer import LONGEST_KNOWN, MASK_ID, PAD_ID, UNK_ID, WORD_START, Tokenizer
+from model.tokenizer import (
+    LONGEST_KNOWN,
+    MASK_ID,
+    PAD_ID,
+    UNK_ID,
+    WORD_START,
+    Tokenizer,
+    _words,
+    _words_backwards,
+)
 
 TEXTS = [
     "O café estava ótimo, não gostei do pão.",
@@ -14,6 +23,7 @@ TEXTS = [
     "not good not bad, good bad café pão",
 ] * 5
 TOKENIZER = Tokenizer.train(TEXTS, vocab_size=120, max_tokens=12)
+FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
 LONG_TOKENIZER = Tokenizer.from_json(TOKENIZER.to_json(), max_tokens=1000)
 
 
@@ -92,7 +102,31 @@ def test_words_end_at_any_white_space(text, space):
 def test_a_word_without_end_is_read_in_parts():
     ids = LONG_TOKENIZER.encode("." * 600, offsets=False).input_ids.tolist()
     word, stop = ids[:2]
-    assert ids == [word, *[stop] * 256, word, *[stop] * 256, word, *[stop] * 88]
+    assert ids == [*[word, *[stop] * 64] * 9, word, *[stop] * 24]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x" * 64 + " y", [("x" * 64, 0), ("y", 65)]),
+        ("x" * 65, [("x" * 64, 0), ("x", 64)]),
+        ("x" * 63 + "é" + "y", [("x" * 63 + "é", 0), ("y", 64)]),
+        ("x" * 63 + "e\u0301y", [("x" * 63, 0), ("e\u0301y", 63)]),
+        (" " + "x" * 62 + FAMILY + "y", [("x" * 62, 1), (FAMILY + "y", 63)]),
+        ("e" + "\u0301" * 70, [("e" + "\u0301" * 63, 0), ("\u0301" * 7, 64)]),  # no character
+    ],
+)
+def test_a_long_word_is_cut_between_characters(text, words):
+    assert list(_words(text)) == words
+
+
+@given(st.text(alphabet="ae\u0301 \U0001f469\u200d\U0001f467\u4e2d", max_size=400))
+def test_parts_are_the_same_from_the_end_and_leave_nothing_out(text):
+    words = list(_words(text))
+    assert list(_words_backwards(text, 0)) == words[::-1]
+    assert "".join(word for word, _ in words) == "".join(text.split())
+    assert all(text[at : at + len(word)] == word for word, at in words)
+    assert all(len(word) <= 64 + 32 for word, _ in words)
 
 
 def test_what_is_kept_of_words_is_bounded(monkeypatch):

@@ -197,7 +197,7 @@ async def test_cancelling_a_call_frees_its_room_and_stops_no_other(held):
     assert [len(batch) for batch in backend.batches] == [1, 1]
 
 
-async def test_draining_finishes_what_is_under_way_even_what_is_only_being_read(
+async def test_it_is_idle_once_nothing_is_under_way_not_even_being_read(
     bundle, backend, monkeypatch
 ):
     engine = Engine(bundle, backend)
@@ -212,27 +212,32 @@ async def test_draining_finishes_what_is_under_way_even_what_is_only_being_read(
     monkeypatch.setattr("service.engine.encode", slow)
     call = asyncio.create_task(engine.classify(["good " * 500], NO_VIEWS, None))
     await begun.wait()
-    drained = asyncio.create_task(engine.drain(20))
+    idle = asyncio.create_task(engine.wait_idle())
     await asyncio.sleep(0)
-    with pytest.raises(Unavailable):
-        await engine.classify(TEXTS, NO_VIEWS, None)
+    assert not idle.done()
     go_on.set()
-    await drained
+    await idle
     assert call.done()
     assert len(await call) == 1
     engine.close()
 
 
-async def test_draining_ends_after_its_grace_and_closing_tells_who_still_waits(held):
-    engine, backend = held
-    waiting = asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))
+async def test_closing_tells_all_who_wait_even_for_a_batch_that_never_ends(bundle):
+    backend = FakeBackend()
+    engine = Engine(bundle, backend)
+    await engine.start()
+    backend.open.clear()
+    backend.entered = threading.Semaphore(0)
+    calls = [asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))]
+    await asyncio.to_thread(backend.entered.acquire)
+    calls.append(asyncio.create_task(engine.classify(["d e f"], NO_VIEWS, None)))
     await asyncio.sleep(0)
-    await engine.drain(0.01)
-    assert not waiting.done()
     engine.close()
+    for call in calls:
+        with pytest.raises(Unavailable, match="stopped"):
+            await call
     backend.open.set()
-    with pytest.raises(Unavailable):
-        await waiting
+    await engine.wait_closed()
 
 
 async def test_a_backend_that_is_gone_is_reported_and_every_call_refused(bundle):

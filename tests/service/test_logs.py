@@ -30,6 +30,30 @@ def test_a_line_is_one_json_object_of_at_least_the_level(lines):
     assert line["timestamp"].endswith("Z")
 
 
+class Full(io.StringIO):
+    """A stream that takes nothing: its disk is full, or its reader is gone."""
+
+    tried = 0
+
+    def write(self, text: str) -> int:
+        """See `TextIO.write`."""
+        self.tried += text.startswith("{")
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        """See `TextIO.flush`."""
+        raise BrokenPipeError
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(lines, capsys):
+    full = Full()
+    configure_logs("info", full)
+    structlog.get_logger("another").info("serving")
+    logging.getLogger("grpc").warning("that was %s", "it")
+    assert full.tried == 2
+    assert capsys.readouterr().err == ""
+
+
 def test_a_librarys_error_tells_where_but_not_what(lines):
     try:
         raise ValueError("secret text")

@@ -1,4 +1,7 @@
 import builtins
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +102,29 @@ def test_threads_follow_the_quota_of_the_container(monkeypatch, content, expecte
     monkeypatch.setattr(ort_backend.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(Path, "read_text", read_text)
     assert cpu_quota() == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from service.ort_backend import OrtBackend; OrtBackend(bundle)",
+        "from training.evaluation.metrics import Graph; list(Graph(bundle).run(rows, ['logits']))",
+    ],
+)
+def test_the_runtime_keeps_no_record_of_it_and_calls_nobody(tiny_bundle, tmp_path, code):
+    """It would write to the home directory, and look up where to send it."""
+    script = (
+        f"{code.split(';')[0]}; from pathlib import Path; import socket, sys\n"
+        "from model.bundle import read_bundle; bundle = read_bundle(Path(sys.argv[1]))\n"
+        "from training.data.batches import Dataset\n"
+        "rows = Dataset.encode(bundle.tokenizer.encode_batch(['a film'], offsets=False))\n"
+        f"{code.split(';')[1]}\n"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"
+    }
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", script, str(tiny_bundle)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -17,7 +17,7 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
-from service.servicer import STREAM_WINDOW, ClassifierServicer
+from service.servicer import STOPPING, STREAM_WINDOW, ClassifierServicer
 from service.validation import Limits
 from tests.fakes import FakeEngine
 
@@ -213,6 +213,42 @@ async def test_draining_ends_a_stream_once_what_it_read_is_answered(engine, serv
     assert [answer.id for answer in answers] == ["0", "1", "2"]
     assert failed.code() is Code.UNAVAILABLE
     assert (await failure(collect(stub.ClassifyStream(iter([]))))).code() is Code.UNAVAILABLE
+
+
+async def test_draining_answers_what_was_read_of_a_stream_and_waits_for_room(
+    engine, servicer, stub
+):
+    engine.open.clear()
+    call = stub.ClassifyStream()
+    await call.write(pb.ClassifyStreamRequest(id="0", request=HELLO))
+    await until(lambda: engine.under_way == 1)
+    engine.failures = [Overloaded("full", 0.05)] * 2
+    await call.write(pb.ClassifyStreamRequest(id="1", request=HELLO))
+    await until(lambda: not engine.failures or len(engine.failures) < 2)
+    servicer.drain()
+    assert (await failure(stub.Classify(HELLO))).details() == STOPPING
+    engine.open.set()
+    answers: list[pb.ClassifyStreamResponse] = []
+    failed = await failure(collect(call, answers))
+    assert [(answer.id, answer.WhichOneof("result")) for answer in answers] == [
+        ("0", "response"),
+        ("1", "response"),
+    ]
+    assert failed.code() is Code.UNAVAILABLE
+    await servicer.wait_idle()
+
+
+async def test_it_is_not_idle_while_a_call_is_under_way(engine, servicer, stub):
+    await servicer.wait_idle()
+    engine.open.clear()
+    call = stub.Classify(HELLO)
+    await until(lambda: engine.under_way)
+    idle = asyncio.ensure_future(servicer.wait_idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    engine.open.set()
+    await call
+    await idle
 
 
 async def test_a_stream_that_is_done_while_the_server_drains_ends_well(engine, servicer, stub):

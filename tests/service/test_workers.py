@@ -80,6 +80,16 @@ def test_a_worker_that_ends_takes_the_others_with_it(tiny_bundle):
         assert all(gone(pid) for pid in workers.pids)
 
 
+def test_workers_end_with_a_parent_that_was_killed(tiny_bundle):
+    with two_workers(tiny_bundle) as workers:
+        workers.process.kill()
+        assert workers.process.stderr is not None
+        told = workers.process.stderr.read()  # ends once nobody can write to it any more
+        assert [json.loads(line)["event"] for line in told.splitlines()].count("stopped") == 2
+        with reserve(Settings(grpc=workers.address)):
+            pass
+
+
 def test_what_no_worker_can_serve_ends_with_their_code(tmp_path):
     command = [*COMMAND, "--workers", "2", "--bundle", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

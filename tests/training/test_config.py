@@ -20,6 +20,7 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
         (f"version = '1 beta'\n{SOURCE}", "version='1 beta': String should match pattern"),
         (f"labels = ['good', '']\n{SOURCE}", "labels.1='': String should have at least 1 char"),
         (f"labels = ['good', 'good']\n{SOURCE}", "labels=('good', 'good') has one twice"),
+        (SOURCE * 2, "sources: name='mine' is there 2 times"),
         (
             SOURCE + '[[test]]\nname = "t"\npath = "a.csv"\n' * 2,
             "test: name='t' is there 2 times",

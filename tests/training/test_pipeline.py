@@ -1,11 +1,13 @@
 """One run, step by step."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
-from training.config import ConfigError, RunConfig
+from tests.conftest import TINY
+from training.config import ConfigError, RunConfig, load_config
 from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.progress import Display
@@ -20,3 +22,25 @@ def test_a_run_is_not_kept_where_the_bundle_is_to_be(inside, tmp_path):
     with pytest.raises(ConfigError, match="--run-dir .*: must not be in the folder of the bundle"):
         fit(CONFIG, Path(), out / inside, out, WHERE, Display(quiet=True))
     assert not out.exists()
+
+
+def test_texts_that_a_linear_model_cannot_learn_from_are_trained_on_all_the_same(tmp_path, capsys):
+    signs = [chr(0x4E00 + i) for i in range(12)]
+    words = ("".join(some) for some in itertools.product(signs, repeat=3))  # and no spaces
+    rows = "".join(f"{word},{i % 2}\n" for i, word in enumerate(words))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    config = load_config(None, TINY | {"sources": [{"name": "s", "path": "rows.csv"}]})
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"baseline": True, "max_steps": 1})}
+    )
+    bundle = fit(config, tmp_path, tmp_path / "run", tmp_path / "bundle", WHERE, Display())
+    assert "no linear baseline: the texts have no words in common" in capsys.readouterr().err
+    assert all("linear_accuracy" not in of_set for of_set in bundle.manifest.metrics.values())
+
+
+def test_a_vocabulary_too_small_for_the_characters_is_refused(tmp_path):
+    rows = "".join(f"{chr(0x4E00 + i)},{i % 2}\n" for i in range(1000))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    config = load_config(None, TINY | {"sources": [{"name": "s", "path": "rows.csv"}]})
+    with pytest.raises(ConfigError, match=r"train\.vocab_size=400: .*not large enough"):
+        fit(config, tmp_path, tmp_path / "run", tmp_path / "bundle", WHERE, Display(quiet=True))

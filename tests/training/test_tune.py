@@ -233,7 +233,7 @@ def test_the_config_found_trains_to_the_score_found(tuned: Path, tmp_path: Path,
     assert checkpoint["progress"]["best_score"] == float(best["score"])
     # Nothing is left of the trials but what was learnt from them.
     left = {path.name for path in (tuned / "run").iterdir()} - {"vocabulary-75", "vocabulary-300"}
-    assert left == {"study.journal", "trials.csv", "vocabulary-150"}
+    assert left == {".lock", "study.journal", "trials.csv", "vocabulary-150"}
 
 
 def test_a_trial_cut_in_the_middle_goes_on_from_its_checkpoint(
@@ -274,7 +274,7 @@ def test_a_trial_cut_in_the_middle_goes_on_from_its_checkpoint(
         (["--minutes", "0"], "--minutes 0: must be more than 0"),
         (["--minutes", "nan"], "--minutes nan: must be more than 0"),
         (["--out", "none/tuned.toml"], "--out none/tuned.toml: must be a file in a folder"),
-        (["--run-dir", str(REVIEWS)], "--run-dir .*: cannot be made: File exists"),
+        (["--run-dir", str(REVIEWS)], "--run-dir .*: cannot be written: File exists"),
         (["--set", "train.epochs=0"], "train.epochs=0 trains nothing"),
     ],
 )

@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ def run_config(options: argparse.Namespace) -> RunConfig:
         if (value := getattr(options, flag)) is not None:
             overrides[key] = value
     if options.data:
-        overrides["sources"] = [_source(data, options).model_dump() for data in options.data]
+        overrides["sources"] = _named_apart(_source(data, options) for data in options.data)
     elif options.config is None:
         raise ConfigError("nothing to train on: name a data file or give --config")
     return load_config(options.config, overrides)
@@ -169,6 +170,17 @@ def texts_of(options: argparse.Namespace) -> list[str]:
         if value is not None and value < least:
             raise ConfigError(f"{flag} {value}: must be {least} or more")
     return read_texts(source, Path())[options.skip :][: options.limit]
+
+
+def _named_apart(sources: Iterable[SourceConfig]) -> list[dict[str, Any]]:
+    """Sources as a configuration has them; of one name the later are numbered."""
+    seen, named = Counter[str](), []
+    for source in sources:
+        seen[source.name] += 1
+        times = seen[source.name]
+        name = source.name if times == 1 else f"{source.name} {times}"
+        named.append(source.model_dump() | {"name": name})
+    return named
 
 
 def _source(data: str, options: argparse.Namespace) -> SourceConfig:

@@ -144,7 +144,8 @@ def _templates(path: Path) -> Iterator[Record]:
         with _open(path) as file:
             for place, sentence, label in read_templates(file.read().decode()):
                 yield place, (sentence, label)
-    except (ValueError, OSError) as error:  # TOML that does not parse is a ValueError, too
+    # TOML that does not parse is a ValueError; a file that is cut short ends too early.
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {error}") from error
 
 

@@ -21,6 +21,8 @@ def read_templates(content: str) -> Iterator[tuple[str, str, str]]:
     """
     sections = tomllib.loads(content)
     slots = sections.pop("slots", {})
+    if not isinstance(slots, dict):
+        raise ValueError("[slots] must name lists of words")
     for label, section in sections.items():
         templates = section.get("templates") if isinstance(section, dict) else None
         if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
@@ -39,6 +41,8 @@ def expand(template: str, slots: Mapping[str, Any], place: str = "template") -> 
     Every sentence begins with a capital, even where a slot's word comes first.
     """
     names = _SLOT.findall(template)
+    if set("{}") & set(_SLOT.sub("", template)):
+        raise ValueError(f"{place}: a slot is {{name}}, of letters, digits and _: {template!r}")
     for name in names:
         words = slots.get(name)
         if not isinstance(words, list) or not words:

@@ -17,6 +17,10 @@ RARE_LEAST = 1000  # rows from which on a word seen once is left out
 _WORD = r"(?u)\b\w+\b"
 
 
+class NoWords(ValueError):
+    """The texts have no words in common, as where a language puts no spaces between them."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinearBaseline:
     """Logistic regression over tf-idf of words and word pairs, every class weighed alike.
@@ -32,7 +36,10 @@ class LinearBaseline:
     def fit(
         cls, texts: Sequence[str], targets: npt.NDArray[np.float32], strength: float = 10.0
     ) -> Self:
-        """Learn from texts [N] and targets [N, C]; `strength` is the inverse of the penalty (C)."""
+        """Learn from texts [N] and targets [N, C]; `strength` is the inverse of the penalty (C).
+
+        Raises `NoWords` where there is nothing to learn from.
+        """
         vectorizer = TfidfVectorizer(
             ngram_range=(1, 2),
             sublinear_tf=True,
@@ -40,11 +47,16 @@ class LinearBaseline:
             token_pattern=_WORD,
             dtype=np.float32,
         )
-        features = vectorizer.fit_transform(texts)
+        try:
+            features = vectorizer.fit_transform(texts)
+        except ValueError as error:  # the library has no other name for it
+            raise NoWords("the texts have no words in common") from error
         (coefficients,), bias = fit_logistic(features, targets, strength)
         return cls(vectorizer, coefficients, bias)
 
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of texts [N]."""
+        if not len(texts):
+            return np.zeros((0, len(self.bias)), np.float32)
         logits = self.vectorizer.transform(texts) @ self.coefficients.T + self.bias
         return softmax(logits).astype(np.float32)

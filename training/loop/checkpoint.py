@@ -59,6 +59,12 @@ def damage_told(path: Path, advice: str = "") -> Iterator[None]:
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write numbers and tensors to `path`: what was there stays until all that is new is there."""
-    with replacing(path) as fresh:
-        torch.save(content, fresh)
+    """Write numbers and tensors to `path`: what was there stays until all that is new is there.
+
+    Raises `CheckpointError` where there is no room for it, or no right to write.
+    """
+    try:
+        with replacing(path) as fresh:
+            torch.save(content, fresh)
+    except (OSError, RuntimeError) as error:  # the latter is torch's own for a full disk
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error

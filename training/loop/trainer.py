@@ -19,8 +19,7 @@ from model.classifier import TextClassifier
 from model.encoder import Encoder
 from training.config import ConfigError, TrainConfig
 from training.data.batches import TrainingBatch, TrainingBatches
-from training.files import replacing
-from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint, write_whole
 from training.loop.meter import Meter
 from training.loop.objectives import Objective
 from training.loop.optimizers import Optimizers
@@ -260,8 +259,7 @@ class Trainer:
         entry |= {f"accuracy/{name}": value for name, value in scores.items()}
         progress.history.append(entry | {"score": score})
         if self.where.first and (better or self.config.keep == "last"):
-            with replacing(self.best) as fresh:
-                torch.save(candidate.state_dict(), fresh)
+            write_whole(self.best, candidate.state_dict())
         self._save()
         display.evaluation(progress.history[-1], better)
         if watch is not None:

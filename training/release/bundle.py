@@ -57,11 +57,17 @@ def release(
 
 
 def code_identity() -> str:
-    """Version of this code and, in a checkout, its commit."""
+    """Version of this code and, in a checkout of it, its commit, and whether it was changed."""
     version = importlib.metadata.version("realce")
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # not of whoever installed it
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = ".changed" if _git("status", "--porcelain", "--untracked-files=no") else ""
     except (OSError, subprocess.CalledProcessError):
         return version
-    return f"{version}+{commit}"
+    return f"{version}+{commit}{changed}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -52,6 +52,9 @@ def test_a_file_of_templates_is_a_source_like_any_other(tmp_path):
         ("[good]\ntemplates = 3", r"own.toml: \[good\]: templates must be a list of texts"),
         ('good = "x"', r"own.toml: \[good\]: templates must be a list of texts"),
         ("[good", "own.toml: .*end of document"),
+        ("slots = 3", r"own.toml: \[slots\] must name lists of words"),
+        ('[good]\ntemplates = ["{a.b}"]', r"own.toml: good\[0\]: a slot is \{name\}"),
+        ('[good]\ntemplates = ["so {} it"]', r"own.toml: good\[0\]: a slot is \{name\}"),
     ],
 )
 def test_a_file_that_is_none_is_refused_by_place(content, reason, tmp_path):

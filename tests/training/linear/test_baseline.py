@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.linear.baseline import LinearBaseline
+from training.linear.baseline import LinearBaseline, NoWords
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -17,6 +17,17 @@ def test_it_learns_words_and_word_pairs(classes):
 def test_a_text_of_unknown_words_gets_what_is_most_frequent():
     texts, targets = ["bom"] * 3 + ["ruim"], np.eye(2, dtype=np.float32)[[1, 1, 1, 0]]
     assert LinearBaseline.fit(texts, targets).probabilities(["zzz"]).argmax() == 1
+
+
+def test_texts_without_words_in_common_teach_nothing():
+    texts = [chr(0x4E00 + i) * 8 for i in range(1500)]  # no spaces, and none comes again
+    with pytest.raises(NoWords, match="no words in common"):
+        LinearBaseline.fit(texts, np.eye(2, dtype=np.float32)[np.arange(1500) % 2])
+
+
+def test_of_no_texts_nothing_is_said():
+    baseline = LinearBaseline.fit(["good", "bad"], np.eye(2, dtype=np.float32))
+    assert baseline.probabilities([]).shape == (0, 2)
 
 
 def test_the_same_rows_give_the_same_model():

@@ -81,3 +81,26 @@ def test_code_outside_of_a_checkout_is_known_by_its_version(error, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert code_identity() == importlib.metadata.version("realce")
+
+
+def test_code_is_known_by_the_commit_of_its_own_checkout_and_not_of_one_around_it(
+    tmp_path, monkeypatch
+):
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    version = importlib.metadata.version("realce")
+    installed = tmp_path / "bundle.py"
+    monkeypatch.setattr(module, "__file__", str(installed))
+    git("init")
+    git("commit", "--allow-empty", "--message", "of somebody else")
+    installed.write_text("code")
+    assert code_identity() == version
+    git("add", ".")
+    git("commit", "--message", "ours")
+    commit = code_identity().removeprefix(f"{version}+")
+    assert len(commit) == 12
+    installed.write_text("other code")
+    assert code_identity() == f"{version}+{commit}.changed"
