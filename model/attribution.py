@@ -1,7 +1,7 @@
 """The exact account of an answer: which token brought how much of each logit.
 
 Two pure functions of the forward pass. `evidence` splits the logits over the tokens in context,
-where the head is linear and nothing is approximated. `carried` hands it down one layer, from each
+where the head is linear and nothing is approximated. `propagate` hands it down one layer, from each
 token in context to those that it was made of. What it hands on sums to what it was given, so
 through all layers evidence moves between tokens and none is lost.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from model.attention import MultiHeadAttention
 from model.encoder import LayerTrace
 
-# Added to a squared length and to what passes by: a token of length 0 keeps its evidence.
+# Avoids division by zero: a token whose vector is 0 keeps its own evidence.
 TINY = 1e-9
 
 
@@ -26,7 +26,7 @@ def evidence(weights: Tensor, value: Tensor, direction: Tensor) -> Tensor:
     return (weights.transpose(-2, -1) * shares).sum(dim=1)  # [B, S, C]
 
 
-def carried(evidence: Tensor, attention: MultiHeadAttention, trace: LayerTrace) -> Tensor:
+def propagate(evidence: Tensor, attention: MultiHeadAttention, trace: LayerTrace) -> Tensor:
     """Evidence of the tokens after a layer's attention, handed to those before it, [B, S, C].
 
     The token after is a sum, y_i = Σ_j T_ij with T_ij = Σ_h A_hij f_hj + δ_ij x_i. Of its evidence

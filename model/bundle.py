@@ -41,7 +41,7 @@ OUTPUTS = (
     "attentions",
 )
 
-MAX_OPSET = 24  # ONNX Runtime 1.31 has no complete support beyond 26; 24 is what we write
+MAX_OPSET = 24  # ONNX Runtime 1.31 supports opsets up to 26, the last two in part
 MAX_FILE_BYTES = 1 << 30
 MAX_LABEL_CHARACTERS = 64
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h

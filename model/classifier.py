@@ -108,7 +108,7 @@ class TextClassifier(nn.Module):
         evidence = attribution.evidence(looked, value, self.direction())  # [B, S, C]
         contributions = evidence
         for layer, trace in [*zip(self.encoder.stack(), traces, strict=True)][::-1]:
-            contributions = attribution.carried(contributions, layer.attention, trace)
+            contributions = attribution.propagate(contributions, layer.attention, trace)
         logits = self.head(pooled[:, 0])
         if self.linear is not None:  # what a token says by itself has nowhere to be carried
             said = self.linear(input_ids, attention_mask)  # [B, S, C]

@@ -12,10 +12,10 @@ PRIME = 2**31 - 1
 # triples, and of an n-gram where it is to have its second row.
 LAST, BEFORE, EARLIER = 668_265_263, 1_540_483_477, 1_103_515_245
 AGAIN = 362_437_069
-# Tokens from either end of a text, after each of which it is heard e times less that it is near.
+# Tokens from either end of a text, after each of which nearness to it counts e times less.
 NEAR = 30.0
-# What an owner is known by, in 16 bits: in its first row a number from 0 on, in its second from -2
-# down.
+# The 16-bit tag by which a row tells that it is an n-gram's: in the n-gram's first row a number
+# from 0 on, in its second from -2 down.
 MARKS, NOBODY = 2**15 - 1, -1
 
 
@@ -34,8 +34,8 @@ def ngram_hashes(input_ids: Tensor) -> Tensor:
     return torch.stack([pair, triple], dim=1)
 
 
-def heard(before: Tensor, after: Tensor, ends: float) -> Tensor:
-    """How much of a token is heard by the numbers of tokens before and after it […]: 1 in the
+def position_weight(before: Tensor, after: Tensor, ends: float) -> Tensor:
+    """How much a token counts by the numbers of tokens before and after it […]: 1 in the
     middle of a long text, `ends` more at its end and half of that more at its beginning, where
     writers say what they think of it all (Taboada and Grieve 2004).
     """
@@ -49,10 +49,10 @@ class LinearPart(nn.Module):
     encoder's logits it is the wide half of a wide and deep network (Cheng et al. 2016). Its
     weights come from a convex fit, see `training.linear.classifier`.
 
-    A feature that is in a text has its scale as its value, however often it occurs, times how much
-    is heard of where it occurs, on average (see `heard`), and a text's values have length 1. Each
-    occurrence has its part of its feature, by how much is heard of it, and each token of an n-gram
-    an equal part of the occurrence, so the shares sum over the text to the logits exactly.
+    A feature that is in a text has its scale as its value, however often it occurs, times the mean
+    `position_weight` of where it occurs, and a text's values have length 1. Each occurrence has its
+    part of its feature, by its weight, and each token of an n-gram an equal part of the occurrence,
+    so the shares sum over the text to the logits exactly.
 
     An n-gram falls on the row of its hash modulo the table's rows (Weinberger et al. 2009), but a
     row is not shared: `owner` keeps what is left of the hash of the one n-gram that it belongs to,
@@ -105,7 +105,7 @@ class LinearPart(nn.Module):
         rows = self.features(input_ids)  # [B, N, S]
         same = (rows[..., None] == rows[:, :, None]).to(mask.dtype)  # [B, N, S, S]
         there = torch.arange(1, length + 1, device=input_ids.device)  # [S]
-        part = self._heard(there, mask)  # [B, 1, S]
+        part = self._position_weights(there, mask)  # [B, 1, S]
         both = same @ torch.stack([mask, part], dim=-1)  # [B, N, S, 2]
         count = both[..., 0].clamp(min=1)  # [B, N, S]
         scale = self.scale(rows)[..., 0] / count
@@ -134,10 +134,10 @@ class LinearPart(nn.Module):
         ngrams = torch.where(owned[0], first, second)  # [B, 2, S]
         return torch.cat([input_ids[:, None], ngrams], dim=1)
 
-    def _heard(self, there: Tensor, mask: Tensor) -> Tensor:
-        """How much of each token is heard, [B, 1, S], 0 of padding; there [S] counts from 1."""
+    def _position_weights(self, there: Tensor, mask: Tensor) -> Tensor:
+        """How much each token counts, [B, 1, S], 0 of padding; there [S] counts from 1."""
         after = (mask.sum(dim=-1, keepdim=True) - there).clamp(min=0)  # [B, 1, S]
-        return heard((there - 1).to(mask), after, self.ends) * mask
+        return position_weight((there - 1).to(mask), after, self.ends) * mask
 
     def _likely(self, input_ids: Tensor, part: Tensor) -> Tensor:
         """How likely each text is of each domain, [B, K]: logistic regression over its tokens, of

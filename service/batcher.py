@@ -27,7 +27,7 @@ from service.views import cut
 # Seconds of work that the loop does itself, if the backend is prompt and idle: what takes no longer
 # than handing it over, and of a lone call what others who come meanwhile can wait for.
 LITTLE_S, LONE_S = 2e-4, 5e-3
-ALONE_S = 0.02  # without company, after which a call counts as lone: among many it is so by chance
+ALONE_S = 0.02  # without company, after which a call counts as lone: a shorter gap is chance
 LOOP = -1  # the loop among the threads
 JOIN_S = 1.0  # that a thread has to end in, longer than a batch takes
 

@@ -130,7 +130,6 @@ def request_message(
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
     dtype: npt.DTypeLike = np.float32,
-    model: str = "",
     abstain: bool = False,
 ) -> pb.ClassifyRequest:
     """The message of a call. `views` as `View` or by name in any case, as in "evidence".
@@ -139,7 +138,7 @@ def request_message(
     """
     if isinstance(texts, str):
         raise ValueError("texts: a string, must be a sequence of strings")
-    message = pb.ClassifyRequest(texts=texts, model=model, abstain=abstain)
+    message = pb.ClassifyRequest(texts=texts, abstain=abstain)
     for view in views:
         name = f"VIEW_{view.name if isinstance(view, View) else view.upper()}"
         if name not in pb.View.keys():  # noqa: SIM118 - the enum is no mapping

@@ -1,9 +1,9 @@
-"""What can go wrong with a request or at start, one class a cause.
+"""What can go wrong with a request, one class a cause.
 
     RealceError
     ├── InvalidRequest       the call is at fault: field violations, each with value and limit
     ├── ModelNotFound        no such model is in service
-    ├── Overloaded           the queue is full: come back after `retry_after_s`
+    ├── Overloaded           queue or room for answers is full: come back after `retry_after_s`
     ├── DeadlineExceeded     it cannot be, or was not, answered in time
     ├── Unavailable          draining, not warm yet, or the backend is gone
     └── BackendFailed        the backend failed on this very row; its neighbours were answered

@@ -1,4 +1,4 @@
-"""Room for answers: bytes that all under way may hold together, until they are sent."""
+"""Room for answers: a budget of bytes, held by those under way until they are sent."""
 
 
 class Room:
@@ -26,6 +26,6 @@ class Hold:
         self.size += size
 
     def release(self) -> None:
-        """Hold nothing any more; again, nothing happens."""
+        """Give all of it back; once more does nothing."""
         self._room.held -= self.size
         self.size = 0

@@ -1,10 +1,10 @@
 """What is computed next: a pure policy over a queue, with an injected clock.
 
-Calls wait by turn. The oldest of them, a batch of rows for each thread and one to choose from, are
-at the front, and only their rows are computed: a call is begun late and then finished soon, so that
-little is lost on callers who go. A call has two batches' worth of rows there in its turn; its next
-turn waits from when that has been computed, behind all who have come meanwhile: one of a thousand
-texts holds up none of one.
+Calls wait by turn. The front holds the oldest of them, as many rows as make one batch for each
+thread and one to spare, and only rows at the front are computed: a call is begun late and then
+finished soon, so that little is lost on callers who go. In its turn a call has two batches' worth
+of rows there; once they are computed it queues again, behind all who have come meanwhile, so a call
+of a thousand texts holds up none of one.
 
 On a CPU a batch padded to its longest row costs more than no batch at all. So rows at the front lie
 by their length, and a batch begins with the length of the call that has been there longest and

@@ -13,11 +13,10 @@ import grpc
 import structlog
 from grpc_reflection.v1alpha import reflection
 
-from model.bundle import Bundle, BundleError
+from model.bundle import Bundle, BundleError, read_bundle
 from service.engine import Engine
 from service.health import Health
 from service.ort_backend import OrtBackend
-from service.repository import Repository
 from service.room import Room
 from service.servicer import SERVICE, ClassifierServicer
 from service.settings import Settings
@@ -93,7 +92,7 @@ class Server:
         self._engine = engine = self._prepare(*self._load())
         await self._open(engine)
         await engine.start()
-        keep_all()
+        freeze_heap()
         await self._health.set(True)
         log.info(
             "serving",
@@ -137,8 +136,8 @@ class Server:
             leaving.close()
             await leaving.wait_closed()
             leaving = None
-        keep_all()
-        await asyncio.to_thread(give_back)
+        freeze_heap()
+        await asyncio.to_thread(trim_heap)
 
     def _bind(self) -> None:
         try:
@@ -152,7 +151,7 @@ class Server:
     def _load(self) -> tuple[Bundle, OrtBackend]:
         settings = self.settings
         try:
-            bundle = Repository(settings.bundle).load()
+            bundle = read_bundle(settings.bundle)
         except BundleError as error:
             raise StartError(f"{error} ({settings.given('bundle')})") from error
         if settings.max_batch_tokens < bundle.manifest.max_tokens:
@@ -224,7 +223,7 @@ class Server:
         log.info("stopped", drain_s=round(time.perf_counter() - started, 3))
 
 
-def keep_all() -> None:
+def freeze_heap() -> None:
     """Spare the garbage collector what is there now and will stay: it would look through it again
     and again."""
     gc.unfreeze()
@@ -232,7 +231,7 @@ def keep_all() -> None:
     gc.freeze()
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Give freed memory back to the system, of which glibc keeps that of each thread that loads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

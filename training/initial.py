@@ -1,4 +1,4 @@
-"""What a network begins with, where it is not what its seed draws."""
+"""Initial weights other than random ones: an earlier run's, a bundle's, or token vectors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Start:
         except ValidationError as error:
             raise ConfigError(f"{place / ORIGIN}: {faults(error)}") from error
 
-    def speaking_of(self, labels: Sequence[str]) -> Self:
+    def with_labels(self, labels: Sequence[str]) -> Self:
         """The same, its head in the order of these labels; without one where they are others."""
         if self.origin is None or self.origin.labels == tuple(labels):
             return self
@@ -108,7 +108,7 @@ def begin_with(network: TextClassifier, start: Start) -> None:
     network.load_state_dict(weights)
 
 
-def drawn_back(network: TextClassifier, start: Start, share: float) -> None:
+def interpolate(network: TextClassifier, start: Start, share: float) -> None:
     """Let `share` of every weight be that of the start, as far as it is there: fine-tuned weights
     drawn back so forget less of what they were not shown (WiSE-FT, Wortsman et al. 2022)."""
     before = start.weights

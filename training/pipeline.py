@@ -11,7 +11,7 @@ from training.data.rows import concatenate
 from training.encoding import corpus, encode
 from training.evaluation.calibration import abstention_threshold, fit_temperature
 from training.evaluation.metrics import measure_sets, predict, softmax
-from training.initial import Start, begin_with, begin_with_vectors, drawn_back
+from training.initial import Start, begin_with, begin_with_vectors, interpolate
 from training.linear.baseline import LinearBaseline, NoWords
 from training.loop.trainer import Ranks, Trainer, Watch
 from training.origin import Origin
@@ -49,7 +49,7 @@ def fit(
     given = None if start is None else start.tokenizer
     with Run.open(config, base, folder, where, display, given) as run:
         if start is not None:
-            start = start.speaking_of(run.splits.labels)
+            start = start.with_labels(run.splits.labels)
         training = begin(run, start)
         origin = Origin.of_run(config, run.splits, start.origin if start else None)
         if where.first:  # once the folder has shown to be this run's
@@ -83,7 +83,7 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
     config, encoded, where, display = run.config, run.encoded, run.where, run.display
     network, history = training.network, training.progress.history
     if start is not None and config.train.start_share:
-        drawn_back(network, start, config.train.start_share)
+        interpolate(network, start, config.train.start_share)
     if config.network.ngrams:
         display.say("fitting the linear part")
         network = with_linear_part(config, encoded, network, run.folder, where)

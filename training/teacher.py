@@ -56,7 +56,7 @@ class Teacher:
         return flat, self.refine(flat, AGREES * of_text + (1 - AGREES) * others)
 
     def refine(self, texts: Sequence[str], shares: Shares) -> Shares:
-        """Both words at once: the product of what is known and what the model says, as if the two
-        were independent given the class (a product of experts, Hinton 2002)."""
+        """What is known and what the model says, combined as if the two were independent given the
+        class: their product (a product of experts, Hinton 2002)."""
         both = shares * self.label(texts)
         return both / both.sum(axis=1, keepdims=True)

@@ -39,7 +39,7 @@ def slowly_carried(
 def test_evidence_is_carried_as_vectors_written_out_say(heads, length, classes):
     attention, trace = traced(heads, length)
     evidence = torch.randn(2, length, classes)
-    got = attribution.carried(evidence, attention, trace)
+    got = attribution.propagate(evidence, attention, trace)
     expected = slowly_carried(evidence, attention, trace)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(got.sum(1), evidence.sum(1), atol=2e-5, rtol=1e-4)
@@ -49,7 +49,7 @@ def test_a_token_of_length_0_keeps_its_evidence():
     attention, trace = traced(heads=2, length=3)
     nothing = torch.zeros(2, 3, 16)
     evidence = torch.randn(2, 3, 2)
-    got = attribution.carried(
+    got = attribution.propagate(
         evidence, attention, LayerTrace(trace.weights, nothing, nothing, nothing)
     )
     torch.testing.assert_close(got, evidence)
@@ -73,11 +73,11 @@ def test_literal_carrying():
     weights = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     context = residual[:, [0, 0]]
     trace = LayerTrace(weights, residual, residual, residual + context)
-    got = attribution.carried(torch.tensor([[[1.0], [3.0]]]), attention, trace)
+    got = attribution.propagate(torch.tensor([[[1.0], [3.0]]]), attention, trace)
     # The first is twice itself. The second is (0, 2): all its own, for the first is across it.
     torch.testing.assert_close(got, torch.tensor([[[1.0], [3.0]]]))
     turned = residual.clone()
     turned[0, 1] = torch.tensor([1.0, 0.0])
     trace = LayerTrace(weights, turned, residual, turned + context)
-    got = attribution.carried(torch.tensor([[[1.0], [3.0]]]), attention, trace)
+    got = attribution.propagate(torch.tensor([[[1.0], [3.0]]]), attention, trace)
     torch.testing.assert_close(got, torch.tensor([[[2.5], [1.5]]]))  # half of the second's

@@ -11,8 +11,8 @@ from model.linear import (
     NEAR,
     PRIME,
     LinearPart,
-    heard,
     ngram_hashes,
+    position_weight,
 )
 from model.tokenizer import PAD_ID
 from tests.networks import own_pairs, random_network
@@ -101,8 +101,8 @@ def test_a_token_said_often_counts_once(part):
 def test_of_what_is_said_at_the_ends_more_is_heard():
     before, after = torch.tensor([0.0, NEAR, 1e4, 1e4]), torch.tensor([1e4, 1e4, 1e4, 0.0])
     expected = [2.0, 1 + 1 / math.e, 1.0, 3.0]
-    assert heard(before, after, ends=2.0).tolist() == pytest.approx(expected)
-    assert heard(before, after, ends=0.0).tolist() == [1.0] * 4
+    assert position_weight(before, after, ends=2.0).tolist() == pytest.approx(expected)
+    assert position_weight(before, after, ends=0.0).tolist() == [1.0] * 4
 
 
 def test_an_occurrence_has_as_much_of_its_feature_as_is_heard_of_it(part):
@@ -110,7 +110,7 @@ def test_an_occurrence_has_as_much_of_its_feature_as_is_heard_of_it(part):
     with torch.no_grad():
         part.scale.weight[8:].zero_()  # no n-grams
     text = torch.tensor([[3, 5, 3, 0, 0]])
-    first, between, last = heard(torch.arange(3), torch.arange(3).flip(0), 2.0).tolist()
+    first, between, last = position_weight(torch.arange(3), torch.arange(3).flip(0), 2.0).tolist()
     shares = part(text, (text > 0).long())[0, :, 0]
     norm = math.hypot((first + last) / 2, between)
     expected = [6 * first / 2 / norm, 0.0, 6 * last / 2 / norm, 0.0, 0.0]
@@ -160,7 +160,7 @@ def test_shares_are_what_a_sum_over_features_says(length, domains, ends):
     of_token = part.features(ids)[0]  # [N, S]
     rows = of_token.unique()
     here = torch.arange(length)
-    near = heard(here, length - 1 - here, ends)
+    near = position_weight(here, length - 1 - here, ends)
     means = [near[(of_token == row).any(dim=0)].mean() for row in rows]
     values = part.scale.weight[rows, 0] * torch.stack(means)
     expected = (values / values.norm()) @ part.weight.weight[rows]

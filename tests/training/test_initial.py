@@ -10,7 +10,7 @@ from model.bundle import read_bundle
 from tests.conftest import REVIEWS, TINY, source
 from tests.networks import random_network
 from training.config import ConfigError, load_config
-from training.initial import Start, begin_with, drawn_back
+from training.initial import Start, begin_with, interpolate
 from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.pretrain import pretrain
@@ -98,7 +98,7 @@ def test_a_head_is_known_by_the_names_of_its_classes(stage):
     before = random_network(classes=2, **SHAPE).head
     for labels, order in ((("bad", "good"), [0, 1]), (("good", "bad"), [1, 0])):
         network = random_network(classes=2, **SHAPE)
-        begin_with(network, start.speaking_of(labels))
+        begin_with(network, start.with_labels(labels))
         assert torch.equal(network.head.weight, before.weight[order])
         assert torch.equal(network.head.bias, before.bias[order])
 
@@ -108,9 +108,9 @@ def test_a_head_of_other_names_is_as_it_was_drawn(stage):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.5)
-    start = Start.read(of_labels(stage, "bad", "good")).speaking_of(("cat", "dog"))
+    start = Start.read(of_labels(stage, "bad", "good")).with_labels(("cat", "dog"))
     begin_with(network, start)
-    drawn_back(network, start, 0.25)
+    interpolate(network, start, 0.25)
     assert (network.head.weight == 0.5).all()
     assert not (network.query == 0.5).any()
 
@@ -155,7 +155,7 @@ def test_weights_are_drawn_back_to_where_they_came_from_as_far_as_that_is_there(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0)
-    drawn_back(network, Start.read(stage), 0.25)
+    interpolate(network, Start.read(stage), 0.25)
     before = random_network(classes=2, **SHAPE)
     torch.testing.assert_close(network.query, 0.25 * before.query + 0.75)
     torch.testing.assert_close(network.embedding.weight, 0.25 * before.embedding.weight + 0.75)

@@ -14,12 +14,12 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.linear import ORDER, LinearPart, heard, ngram_hashes
+from model.linear import ORDER, LinearPart, ngram_hashes, position_weight
 from model.tokenizer import PAD_ID
 from training.data.batches import Dataset
 from training.linear.families import Families
 from training.linear.regression import fit_logistic
-from training.loop.checkpoint import damage_told, write_whole
+from training.loop.checkpoint import reading, write_whole
 
 # Seen once more in each class than it was, so that what is rare counts little.
 SMOOTHING = 1.0
@@ -65,13 +65,13 @@ class LinearClassifier(nn.Module):
         part = LinearPart(
             config.vocab_size, config.ngrams, config.classes, config.domains, config.ends
         )
-        part.own(most_telling(dataset))
+        part.own(choose_ngrams(dataset))
         present, values = features(dataset, part)
         spoken = _spoken(present, dataset.targets, languages)
-        scale = telling(present, dataset.targets)
+        scale = feature_scale(present, dataset.targets)
         values.data *= scale[values.indices]
         values = normalize(values, copy=False)
-        kin = None if families is None else kindred(dataset, part, families)
+        kin = None if families is None else family_features(dataset, part, families)
         of_domain, bias = fit_domains(values, dataset.targets, strength, domains, kin)  # [K, C, F]
         linear = cls(part, torch.from_numpy(bias).float(), torch.from_numpy(spoken))
         linear.requires_grad_(False)
@@ -94,7 +94,7 @@ class LinearClassifier(nn.Module):
         `CheckpointError`."""
         if not path.is_file():
             return None
-        with damage_told(path, "; without it the fit is done anew"):
+        with reading(path, "; without it the fit is done anew"):
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content["identity"] != identity:
                 return None
@@ -129,7 +129,7 @@ class LinearClassifier(nn.Module):
         return type(self)(part, bias, self.spoken).requires_grad_(False)
 
 
-def most_telling(dataset: Dataset) -> Tensor:
+def choose_ngrams(dataset: Dataset) -> Tensor:
     """The n-grams [N] of all texts by their hashes, those first of which chance explains least:
     Pearson's chi-squared of how often one is in texts of each class.
     """
@@ -150,7 +150,7 @@ def features(dataset: Dataset, part: LinearPart) -> tuple[csr_array, csr_array]:
     tokens = np.arange(len(found))
     before = tokens - np.repeat(dataset.starts[:-1], dataset.lengths)
     after = np.repeat(dataset.starts[1:], dataset.lengths) - 1 - tokens
-    of_token = heard(torch.from_numpy(before), torch.from_numpy(after), part.ends).numpy()
+    of_token = position_weight(torch.from_numpy(before), torch.from_numpy(after), part.ends).numpy()
     width = part.vocab_size + part.ngrams
     count = _summed(np.ones_like(found, np.float32), found, dataset, width)
     mean = _summed(np.repeat(of_token[:, None], ORDER, axis=1), found, dataset, width)
@@ -162,7 +162,7 @@ def features(dataset: Dataset, part: LinearPart) -> tuple[csr_array, csr_array]:
     return count, mean
 
 
-def kindred(dataset: Dataset, part: LinearPart, families: Families) -> csr_array:
+def family_features(dataset: Dataset, part: LinearPart, families: Families) -> csr_array:
     """Which features are of which family, [F, G]: tokens of one, and n-grams whose tokens are, one
     by one, as in class-based n-grams (Brown et al. 1992). What is alone in its family is left out.
     """
@@ -252,7 +252,7 @@ def _spoken(
     return (seen / seen.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def telling(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def feature_scale(present: csr_array, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """How much each feature tells of the class, [F], from present [N, F] and targets [N, C];
     a class without rows is left out.
 

@@ -37,7 +37,7 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Any]]:
     """Read back what `save_checkpoint` wrote under the same configuration."""
-    with damage_told(path):
+    with reading(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
         found, progress, states = (content[k] for k in ("fingerprint", "progress", "states"))
     if found != fingerprint:
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, A
 
 
 @contextlib.contextmanager
-def damage_told(path: Path, advice: str = "") -> Iterator[None]:
+def reading(path: Path, advice: str = "") -> Iterator[None]:
     """Around the reading of what `write_whole` wrote: raises `CheckpointError` where it is broken,
     with what to do about it, if anything."""
     try:

@@ -1,4 +1,4 @@
-"""What a step makes small, and how one sees how small it is."""
+"""Training objectives and the scores that validation rows give them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -163,7 +163,7 @@ class Trainer:
         steps, progress = sum(lengths), self.progress
         meter = Meter()
         fast = compiled(self.network.encoder) if self.config.compile else contextlib.nullcontext()
-        with fast, self._heard(), display.steps(steps, progress.step) as bar:
+        with fast, self._signals_deferred(), display.steps(steps, progress.step) as bar:
             while progress.epoch < self.epochs and not self._stalled():
                 evaluate_every = math.ceil(
                     lengths[progress.epoch] / self.config.evaluations_per_epoch
@@ -196,7 +196,7 @@ class Trainer:
         return progress.history
 
     @contextlib.contextmanager
-    def _heard(self) -> Iterator[None]:
+    def _signals_deferred(self) -> Iterator[None]:
         """Meanwhile SIGINT and SIGTERM end the run once the step under way is done and kept; asked
         for again, at once."""
         self._asked = False

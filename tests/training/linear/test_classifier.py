@@ -7,17 +7,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from model.config import ModelConfig
-from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, heard, ngram_hashes
+from model.linear import AGAIN, MARKS, NOBODY, PRIME, LinearPart, ngram_hashes, position_weight
 from model.tokenizer import Encoding
 from training.data.batches import Dataset
 from training.evaluation.metrics import predict
 from training.linear.classifier import (
     OWN,
     LinearClassifier,
+    choose_ngrams,
+    family_features,
+    feature_scale,
     features,
-    kindred,
-    most_telling,
-    telling,
 )
 
 VOCABULARY = 30
@@ -44,7 +44,7 @@ def test_it_answers_as_the_library_does_over_the_same_features(classes, ends):
     dataset = rows(np.eye(classes)[np.arange(60) % classes])
     linear = LinearClassifier.fit(dataset, config(classes, ends=ends), 1.0)
     present, near = features(dataset, linear.part)
-    values = normalize(near.multiply(telling(present, dataset.targets)).tocsr())
+    values = normalize(near.multiply(feature_scale(present, dataset.targets)).tocsr())
     library = LogisticRegression(solver="newton-cg", tol=1e-6)
     library.fit(values, dataset.labels)
     logits = predict(linear, dataset, torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_what_is_heard_of_a_feature_is_the_mean_over_where_it_is():
     _, near = features(dataset, LinearPart(VOCABULARY, 50, 2, ends=1.5))
     for row, (start, end) in enumerate(_spans(dataset)):
         here = torch.arange(end - start)
-        of_token = heard(here, here.flip(0), 1.5).numpy()
+        of_token = position_weight(here, here.flip(0), 1.5).numpy()
         for token in np.unique(dataset.ids[start:end]):
             mean = of_token[dataset.ids[start:end] == token].mean()
             assert near[row, token] == pytest.approx(mean, rel=1e-6)
@@ -78,11 +78,11 @@ def test_what_is_heard_of_a_feature_is_the_mean_over_where_it_is():
 def test_a_few_tokens_at_once_are_found_as_all_together(monkeypatch):
     dataset = rows(np.eye(2)[np.arange(20) % 2])
     part = LinearPart(VOCABULARY, 50, 2)
-    hashes = most_telling(dataset)
+    hashes = choose_ngrams(dataset)
     part.own(hashes)
     whole = features(dataset, part)
     monkeypatch.setattr("training.linear.classifier.AT_ONCE", 7)
-    assert most_telling(dataset).tolist() == hashes.tolist()
+    assert choose_ngrams(dataset).tolist() == hashes.tolist()
     for found, expected in zip(features(dataset, part), whole, strict=True):
         assert (found != expected).nnz == 0
 
@@ -97,7 +97,7 @@ def test_rows_go_to_the_ngrams_that_tell_most():
             seen[ngram] = seen.get(ngram, 0) + target
     surprise = {ngram: np.ptp(count) ** 2 / (count.sum() + 2) for ngram, count in seen.items()}
     part = LinearPart(VOCABULARY, 50, 2)
-    part.own(most_telling(dataset))
+    part.own(choose_ngrams(dataset))
     has: dict[int, int] = {}
     for ngram in seen:
         again = ngram * AGAIN % PRIME
@@ -120,7 +120,7 @@ def test_what_tells_nothing_of_the_class_has_no_scale():
     targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], "f4")  # none of a third class
     # Seen once more in each: 3, 3, 1 of 8 and 3, 1, 2 of 7; the last of no row.
     expected = np.sqrt(np.abs(np.log([7 / 8, 3 * 7 / 8, 7 / 16, 1])) / 2)
-    np.testing.assert_allclose(telling(present, targets), expected, rtol=1e-6)
+    np.testing.assert_allclose(feature_scale(present, targets), expected, rtol=1e-6)
 
 
 def test_a_graded_row_counts_in_each_class():
@@ -171,7 +171,7 @@ def test_what_it_learns_of_domains_is_what_the_library_does_over_features_twice(
     dataset, domains = of_two_domains()
     linear = LinearClassifier.fit(dataset, config(2, domains=2), 1.0, domains)
     present, _ = features(dataset, linear.part)
-    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr()).toarray()
+    values = normalize(present.multiply(feature_scale(present, dataset.targets)).tocsr()).toarray()
     twice = np.concatenate([values, *(OWN * one[:, None] * values for one in domains.T)], axis=1)
     library = LogisticRegression(solver="newton-cg", tol=1e-9)
     library.fit(twice.astype(np.float64), dataset.labels)
@@ -220,9 +220,9 @@ def test_of_one_family_are_features_whose_tokens_are_one_by_one():
     families = np.arange(VOCABULARY, dtype=np.int32)
     families[[4, 11]] = 3, 10
     part = LinearPart(VOCABULARY, 5_000, 2)
-    part.own(most_telling(dataset))
+    part.own(choose_ngrams(dataset))
     rows_of = part.features(torch.tensor(texts)).numpy()  # [B, N, S]
-    together = kindred(dataset, part, families).toarray()
+    together = family_features(dataset, part, families).toarray()
     assert set(together.ravel()) == {0, 1}
     found = {tuple(np.flatnonzero(column)) for column in together.T}
     first, second = ([rows_of[text, n, -1] for text in (0, 1, 2)] for n in (1, 2))
@@ -237,8 +237,8 @@ def test_what_it_learns_of_families_is_what_the_library_does_over_their_sums():
     families[20:] = families[20:] // 2 * 2
     linear = LinearClassifier.fit(dataset, config(2), 1.0, families=families)
     present, _ = features(dataset, linear.part)
-    values = normalize(present.multiply(telling(present, dataset.targets)).tocsr())
-    kin = kindred(dataset, linear.part, families).toarray()
+    values = normalize(present.multiply(feature_scale(present, dataset.targets)).tocsr())
+    kin = family_features(dataset, linear.part, families).toarray()
     assert kin[20, :].any()
     assert not kin[19, :].any()
     library = LogisticRegression(solver="newton-cg", tol=1e-9)
