@@ -41,7 +41,7 @@ def test_the_rules_hold():
         ("service/novelty.py", "X = 1", "A request goes down"),
         ("service/views.py", "import torch", "Serving never loads torch"),
         ("service/engine.py", "import model.classifier", "Serving never loads torch"),
-        ("model/tokenizer.py", "import model.attention", "Configuration, tokenizer and bundle"),
+        ("model/tokenizer.py", "import model.attention", "Configuration, tokenizer, bundle"),
         ("service/engine.py", "import grpc", "Only the edge speaks gRPC"),
         ("training/data/rows.py", "import protos.realce.v1.classifier_pb2", "Only the edge"),
         ("training/data/rows.py", "import training.data.sources", "Folders and files of training"),

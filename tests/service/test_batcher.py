@@ -219,7 +219,6 @@ async def test_threads_are_waited_for_but_not_one_that_hangs(rig, monkeypatch):
         await running
     monkeypatch.undo()
     rig.backend.open.set()
-    await running
     await rig.batcher.wait_closed()
     assert not any(thread.is_alive() for thread in rig.batcher._threads)
 

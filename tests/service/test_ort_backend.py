@@ -118,7 +118,7 @@ def test_the_runtime_keeps_no_record_of_it_and_calls_nobody(tiny_bundle, tmp_pat
         "from model.bundle import read_bundle; bundle = read_bundle(Path(sys.argv[1]))\n"
         "from training.data.batches import Dataset\n"
         "rows = Dataset.encode(bundle.tokenizer.encode_batch(['a film'], offsets=False))\n"
-        f"{code.split(';')[1]}\n"
+        f"{code.split('; ')[1]}\n"
     )
     environment = {
         key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"
