@@ -224,9 +224,12 @@ class Batcher:
         except Exception as error:
             if isinstance(error, BackendGone) or batch.rows == 1:
                 return [Outcome(batch, error=error)]
-            with self._lock:  # halves are batches of their own to the heartbeat
-                self._running[number] = (batch, self._clock())
-            return [outcome for half in batch.halves() for outcome in self._run(half, number)]
+            outcomes = []
+            for half in batch.halves():
+                with self._lock:  # a batch of its own to the heartbeat
+                    self._running[number] = (batch, self._clock())
+                outcomes += self._run(half, number)
+            return outcomes
         return [Outcome(batch, time.perf_counter() - started)]
 
     def _settle(self, outcomes: Iterable[Outcome], expired: Iterable[Entry]) -> None:

@@ -100,6 +100,7 @@ class FakeEngine:
         self.open.set()
         self.room = Room(1 << 20)
         self.queued: list[str] = []
+        self.deadlines: list[float | None] = []
         self.under_way = self.most_under_way = self.calls = self.cancelled = 0
 
     async def classify(
@@ -112,6 +113,7 @@ class FakeEngine:
     ) -> list[Prediction]:
         """See `Engine.classify`."""
         self.calls += 1
+        self.deadlines.append(deadline)
         if self.failures:
             raise self.failures.pop(0)
         hold.take(sum(map(len, texts)) if request.views else 0)

@@ -100,3 +100,36 @@ def test_rotary_scores_depend_on_distance_alone(first, second, shift):
     torch.testing.assert_close(
         score(first, second), score(first + shift, second + shift), atol=1e-4, rtol=1e-4
     )
+
+
+def test_literal_rotation():
+    cos, sin = rotary_angles(2, 4, theta=100.0)  # pairs turn by 1 and by 100^(-1/2) a position
+    torch.testing.assert_close(cos[0], torch.ones(4))
+    turned = torch.tensor([1.0, 0.1, 1.0, 0.1])
+    torch.testing.assert_close(cos[1], turned.cos())
+    torch.testing.assert_close(sin[1], turned.sin())
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])  # the pairs (1, 3) and (2, 4)
+    quarter = rotate(x, torch.zeros(4), torch.ones(4))
+    torch.testing.assert_close(quarter, torch.tensor([[-3.0, -4.0, 1.0, 2.0]]))
+
+
+def test_queries_and_keys_are_turned_alike():
+    torch.manual_seed(0)
+    attention, x = MultiHeadAttention(16, 2).eval(), torch.randn(1, 6, 16)
+    cos, sin = rotary_angles(40, 8, 10_000.0)
+    _, here = attention(x, x, None, (cos[:6], sin[:6]))
+    _, shifted = attention(x, x, None, (cos[30:36], sin[30:36]))
+    torch.testing.assert_close(here, shifted, atol=1e-5, rtol=1e-4)
+    _, unturned = attention(x, x)
+    assert not torch.allclose(here, unturned, atol=1e-3)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_weights_are_dropped_in_training_alone(need_weights):
+    torch.manual_seed(0)
+    attention, x = MultiHeadAttention(16, 2, dropout=0.5), torch.randn(1, 6, 16)
+    one, other = (attention(x, x, need_weights=need_weights)[0] for _ in range(2))
+    assert not torch.allclose(one, other)
+    attention.eval()
+    one, other = (attention(x, x, need_weights=need_weights)[0] for _ in range(2))
+    assert torch.equal(one, other)

@@ -82,6 +82,9 @@ def test_no_such_folder(tmp_path: Path):
         (lambda m: m.update(labels=["a", "b", "c"]), "labels has 3 entries, config.classes is 2"),
         (lambda m: m.update(labels=["a", "a"]), "not distinct"),
         (lambda m: m.update(temperature=0), "temperature"),
+        (lambda m: m.update(bias=[0.0]), "bias"),
+        (lambda m: m.update(bias=[0.0, float("nan")]), "bias"),
+        (lambda m: m["config"].update(vocab_size=7), "a tokenizer of another model"),
         (lambda m: m.update(opset=26), "opset"),
         (lambda m: m["files"].pop("model.onnx"), "does not list model.onnx"),
         (lambda m: m["files"].update({"../x": "0" * 64}), "leads out of the bundle"),
@@ -102,6 +105,29 @@ def external(graph: onnx.ModelProto) -> None:
     tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="/etc/passwd"))
 
 
+def elsewhere() -> onnx.TensorProto:
+    tensor = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [0.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="/etc/passwd"))
+    return tensor
+
+
+def constant_elsewhere(graph: onnx.ModelProto) -> None:
+    node = onnx.helper.make_node("Constant", [], ["t"])
+    node.attribute.append(onnx.helper.make_attribute("value", elsewhere()))
+    graph.graph.node.append(node)
+
+
+def nested_elsewhere(graph: onnx.ModelProto) -> None:
+    inner = onnx.helper.make_graph([], "g", [], [], initializer=[elsewhere()])
+    graph.graph.node.append(onnx.helper.make_node("If", ["c"], [], then_branch=inner))
+
+
+def sparse_elsewhere(graph: onnx.ModelProto) -> None:
+    graph.graph.sparse_initializer.add().values.CopyFrom(elsewhere())
+
+
 def nested_domain(graph: onnx.ModelProto) -> None:
     inner = onnx.helper.make_graph([onnx.helper.make_node("X", [], [], domain="evil")], "g", [], [])
     graph.graph.node.append(onnx.helper.make_node("If", ["c"], [], then_branch=inner))
@@ -114,6 +140,11 @@ def nested_domain(graph: onnx.ModelProto) -> None:
         (lambda g: setattr(g.graph.node[0], "domain", "com.evil"), "com.evil"),
         (nested_domain, "evil"),
         (external, "outside the file"),
+        (constant_elsewhere, "outside the file"),
+        (nested_elsewhere, "outside the file"),
+        (sparse_elsewhere, "outside the file"),
+        (lambda g: g.training_info.add(), "training info"),
+        (lambda g: setattr(g.graph.input[0], "name", "ids"), "inputs are"),
         (lambda g: setattr(g.opset_import[0], "version", 21), "opset 21"),
         (lambda g: g.graph.output.pop(), "outputs are"),
         (lambda g: g.functions.add(name="f"), "functions"),
@@ -230,3 +261,9 @@ def test_an_empty_folder_is_filled(tmp_path: Path, bundle):
 def test_a_place_needs_a_name(bundle, name: str):
     with pytest.raises(BundleError, match="name a folder"):
         rewritten(bundle, Path(name))
+
+
+def test_a_file_over_the_limit_is_not_read(copy: Path, monkeypatch):
+    monkeypatch.setattr("model.bundle.MAX_FILE_BYTES", 1000)
+    with pytest.raises(BundleError, match=r"bytes, the limit is 1000"):
+        read_bundle(copy)

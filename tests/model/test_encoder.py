@@ -34,6 +34,16 @@ def test_literal_feed_forward():
     torch.testing.assert_close(got, torch.tensor([[100.0], [-2100.0]]))
 
 
+def test_a_gate_that_is_half_open_is_gelu():
+    feed_forward = FeedForward(1, 1)
+    with torch.no_grad():
+        for matrix in feed_forward.parameters():
+            matrix.fill_(1.0)
+        got = feed_forward(torch.tensor([[1.0], [-0.5]]))
+    # x · Φ(x) · x, by a table of the normal distribution.
+    torch.testing.assert_close(got, torch.tensor([[0.8413], [0.25 * 0.3085]]), atol=1e-4, rtol=0)
+
+
 def test_tracing_changes_nothing_but_the_trace(encoder, states):
     plain, nothing = encoder(states, EVERYONE, ROTARY)
     traced, traces = encoder(states, EVERYONE, ROTARY, trace=True)

@@ -345,3 +345,54 @@ async def test_a_bad_row_and_a_lost_device_end_on_the_loop_as_on_a_thread():
         await rig.submit([1])
     assert rig.failures == 1
     assert set(backend.threads) == {threading.current_thread()}
+
+
+async def test_a_hung_batch_is_noticed_without_being_asked(rig):
+    rig.batcher.close()
+    rig.batcher = Batcher(rig.backend, rig.scheduler, rig.fail, hang_s=0.02, clock=rig.clock)
+    (running,) = await rig.hold()
+    rig.clock.now += 1
+    async with asyncio.timeout(20):
+        while not rig.failures:
+            await asyncio.sleep(0.005)
+    with pytest.raises(Unavailable):
+        await running
+
+
+async def test_looking_for_a_bad_row_is_no_hang(rig, monkeypatch):
+    """Each half that is tried begins anew for the heartbeat."""
+    held = await rig.hold()
+    calls = [rig.submit([i, 1]) for i in (2, POISON_ID, 3, 4)]
+    run = rig.backend.run
+
+    def slow(*arguments):
+        rig.clock.now += 20  # of 30
+        rig.batcher.beat()
+        return run(*arguments)
+
+    monkeypatch.setattr(rig.backend, "run", slow)
+    rig.backend.open.set()
+    await asyncio.gather(*held)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(one, BackendFailed) for one in results] == [False, True, False, False]
+    assert rig.failures == 0
+
+
+async def test_what_a_batch_took_is_learnt_from(rig, monkeypatch):
+    observed = []
+    monkeypatch.setattr(CostTable, "observe", lambda _, *what: observed.append(what))
+    await rig.submit([1, 2], [3])
+    ((variant, lengths, seconds),) = observed
+    assert (variant, sorted(lengths)) == (Variant.PLAIN, [1, 2])
+    assert seconds > 0
+
+
+async def test_a_call_of_many_turns_lets_others_in_between(rig):
+    held = await rig.hold()
+    long = rig.submit(*([1] * 32 for _ in range(12)))  # two rows a batch, two batches a turn
+    short = [rig.submit([2] * 32) for _ in range(2)]
+    rig.backend.open.set()
+    await asyncio.gather(*held, long, *short)
+    rows = [row[0] for batch in rig.backend.batches[1:] for row in batch]
+    assert rows.index(2) < 8
+    assert rows[-1] == 1

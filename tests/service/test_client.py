@@ -3,6 +3,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from protos.realce.v1 import classifier_pb2 as pb
+from service import servicer
 from service.client import (
     AsyncClassifier,
     CallError,
@@ -249,3 +251,73 @@ def test_the_client_needs_neither_onnx_nor_its_runtime():
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."}
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[pb.ClassifyRequest]:
+    """The messages that the server has read."""
+    read: list[pb.ClassifyRequest] = []
+    check = servicer.check_request
+
+    def noted(request, *others):
+        read.append(request)
+        return check(request, *others)
+
+    monkeypatch.setattr(servicer, "check_request", noted)
+    return read
+
+
+async def test_both_clients_choose_among_attentions(target, client, asked):
+    chosen = {"views": ["attentions"], "layers": [1], "heads": [3, 0]}
+    with contextlib.suppress(CallError):  # the fake has no attentions to give
+        await client.classify(["a"], **chosen)
+    with Classifier(target) as blocking, contextlib.suppress(CallError):
+        await asyncio.to_thread(blocking.classify, ["a"], **chosen)
+    assert len(asked) == 2
+    for request in asked:
+        assert list(request.attention_selection.layers) == [1]
+        assert list(request.attention_selection.heads) == [3, 0]
+
+
+async def test_a_call_may_have_less_time_than_the_client_gives(engine, target):
+    engine.open.clear()
+    began = time.monotonic()
+    async with AsyncClassifier(target, timeout_s=500) as client:
+        for call in (client.classify(["a"], timeout_s=0.05), drained(client, 0.05)):
+            with pytest.raises(CallError) as failed:
+                await call
+            assert failed.value.code == "DEADLINE_EXCEEDED"
+    with Classifier(target, timeout_s=500) as blocking:
+        for call in (
+            lambda: blocking.classify(["a"], timeout_s=0.05),
+            lambda: list(blocking.classify_stream([["a"]], timeout_s=0.05)),
+        ):
+            with pytest.raises(CallError) as failed:
+                await asyncio.to_thread(call)
+            assert failed.value.code == "DEADLINE_EXCEEDED"
+    assert all(deadline < began + 60 for deadline in engine.deadlines)
+
+
+async def drained(client: AsyncClassifier, timeout_s: float) -> None:
+    async def batches():
+        yield ["a"]
+
+    async for _ in client.classify_stream(batches(), timeout_s=timeout_s):
+        pass
+
+
+async def test_calls_are_shared_among_the_servers_of_a_name():
+    """Headless services name them all; one server would get all calls of one client else."""
+    async with contextlib.AsyncExitStack() as stack:
+        engines, addresses = [FakeEngine(), FakeEngine()], []
+        for engine in engines:
+            limits = Limits(4000, 200, 1000, 1 << 20, 500)
+            server = grpc.aio.server()
+            server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
+            addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+        client = await stack.enter_async_context(AsyncClassifier(f"ipv4:{','.join(addresses)}"))
+        async with asyncio.timeout(20):
+            while not all(engine.calls for engine in engines):
+                await client.classify(["a"])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from model.tokenizer import Encoding
+from service.costs import CostTable
 from service.engine import Engine
 from service.errors import BackendFailed, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from service.ort_backend import OrtBackend
-from service.room import Room
+from service.room import Hold, Room
 from service.tokenization import encode
 from service.types import NO_VIEWS, Variant, View, ViewRequest
 from tests.fakes import FakeBackend
@@ -270,3 +271,81 @@ async def test_a_row_that_fails_fails_its_own_call_only(bundle, monkeypatch):
     assert len(good) == len(fair) == 1
     assert engine.ready
     engine.close()
+
+
+async def test_it_tells_once_nothing_can_refuse_a_call_any_more(held):
+    engine, backend = held
+    queued = asyncio.Event()
+    call = asyncio.create_task(engine.classify(["x"], NO_VIEWS, None, None, queued.set))
+    async with asyncio.timeout(20):
+        await queued.wait()
+    assert not call.done()
+    backend.open.set()
+    await call
+
+
+async def test_a_call_that_the_queue_refuses_holds_no_room(held):
+    engine, _ = held
+    waiting = asyncio.create_task(engine.classify(["a b c d"] * 2, NO_VIEWS, None))
+    await asyncio.sleep(0)
+    hold = Hold(engine.room)
+    views = ViewRequest(frozenset({View.EVIDENCE}))
+    with pytest.raises(Overloaded, match="the queue is full"):
+        await engine.classify(["." * 60], views, None, hold)  # a guess of 16 tokens, 61 in truth
+    assert (hold.size, engine.room.held) == (0, 0)
+    waiting.cancel()
+
+
+async def test_what_is_being_read_counts_until_it_is_read(held, monkeypatch):
+    engine, _ = held
+    go_on = asyncio.Event()
+
+    async def slow(*arguments: object, **options: object) -> list[Encoding]:
+        await go_on.wait()
+        return await encode(*arguments, **options)
+
+    monkeypatch.setattr("service.engine.encode", slow)
+    text = "a " * 60  # a guess of 31 tokens, of 64
+    calls = [asyncio.create_task(engine.classify([text], NO_VIEWS, None)) for _ in range(3)]
+    engine._scheduler.queued_tokens += 1  # or nothing waits, and all are let in
+    done, reading = await asyncio.wait(calls, timeout=0.05)
+    engine._scheduler.queued_tokens -= 1
+    (refused,) = done
+    with pytest.raises(Overloaded):
+        await refused
+    assert engine._reading_tokens == 62
+    for call in reading:
+        call.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+    assert engine._reading_tokens == 0
+
+
+async def test_nothing_is_answered_before_the_backend_is_warm_and_its_costs_are_known(
+    bundle, monkeypatch
+):
+    backend, measured = FakeBackend(), []
+    warm = threading.Event()
+    monkeypatch.setattr(FakeBackend, "warm_up", lambda _: warm.wait(20))
+    monkeypatch.setattr(CostTable, "measure", lambda _, *what: measured.append(what))
+    engine = Engine(bundle, backend)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="not serving"):
+        await engine.classify(["x"], NO_VIEWS, None)
+    warm.set()
+    await starting
+    assert measured == [(backend, bundle.manifest.max_tokens)]
+    assert len(await engine.classify(["x"], NO_VIEWS, None)) == 1
+    engine.close()
+
+
+async def test_it_is_idle_only_when_the_last_call_is_over(held):
+    engine, _ = held
+    second = asyncio.create_task(engine.classify(["y"], NO_VIEWS, None))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    idle = asyncio.create_task(engine.wait_idle())
+    await asyncio.sleep(0)
+    assert not idle.done()  # the first is on the device
+    idle.cancel()

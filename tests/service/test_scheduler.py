@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.batch import Batch, Entry
 from service.costs import Cost, CostTable
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.scheduler import Scheduler
+from service.scheduler import LEAST_RETRY_S, Scheduler
 from service.types import NO_VIEWS, Variant, View, ViewRequest
 from tests.fakes import FakeClock
 
@@ -419,3 +419,58 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
+
+
+def test_attention_over_all_pairs_bounds_a_batch(clock, monkeypatch):
+    monkeypatch.setattr("service.scheduler.MAX_ATTENTION_ELEMENTS", 2 * 4 * 8**2)
+    scheduler = Scheduler(max_batch_tokens=64, max_queue_tokens=1000, attention_maps=4, clock=clock)
+    scheduler.add(entry(*[8] * 5, request=FULL))
+    assert [batch.rows for batch in batches(scheduler)] == [2, 2, 1]
+
+
+def test_what_is_computed_side_by_side_waits_half_as_long(clock):
+    one, two = (
+        Scheduler(
+            max_batch_tokens=64,
+            max_queue_tokens=1000,
+            attention_maps=4,
+            clock=clock,
+            costs=costs(),
+            parallel=parallel,
+        )
+        for parallel in (1, 2)
+    )
+    for scheduler in (one, two):
+        for _ in range(8):
+            scheduler.add(entry(40))
+    assert two.wait_s() == pytest.approx(one.wait_s() / 2)
+    late = clock.now + 1.5 * one.wait_s()
+    with pytest.raises(DeadlineExceeded):
+        one.check(40, late, 0.5)
+    two.check(40, late, 0.5)
+
+
+async def test_a_lone_call_that_nobody_waits_for_is_not_computed(scheduler):
+    left = entry(8)
+    scheduler.add(left)
+    left.future = asyncio.get_running_loop().create_future()
+    left.future.cancel()
+    assert scheduler.next_batch() == (None, [])
+    assert scheduler.queued_tokens == 0
+
+
+def test_a_queue_takes_just_what_it_holds(scheduler):
+    scheduler.add(entry(*[50] * 20))
+    assert scheduler.queued_tokens == 1000
+    with pytest.raises(Overloaded, match="the queue is full: 1000 of 1000 tokens"):
+        scheduler.add(entry(1))
+    with pytest.raises(InvalidRequest, match="1001 tokens in one call, the limit is 1000"):
+        scheduler.add(entry(*[50] * 20, 1))
+
+
+def test_nobody_is_sent_back_for_no_time_at_all(clock):
+    scheduler = Scheduler(max_batch_tokens=64, max_queue_tokens=8, attention_maps=4, clock=clock)
+    scheduler.add(entry(8))
+    with pytest.raises(Overloaded) as full:
+        scheduler.add(entry(1))
+    assert full.value.retry_after_s == LEAST_RETRY_S > 0

@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -358,3 +359,63 @@ async def test_a_request_id_that_does_not_belong_in_a_log_is_replaced(servicer, 
     assert key == "x-request-id"
     assert len(value) == 32
     assert value.isalnum()
+
+
+async def test_a_stream_that_is_left_gives_up_its_work_and_its_room(engine, stub):
+    engine.open.clear()
+    request = pb.ClassifyRequest(texts=["hello"], views=[pb.VIEW_EVIDENCE])
+    call = stub.ClassifyStream()
+    for _ in range(3):
+        await call.write(pb.ClassifyStreamRequest(request=request))
+    await until(lambda: engine.under_way == 3)
+    assert engine.room.held == 15
+    call.cancel()
+    await until(lambda: engine.cancelled == 3)
+    await until(lambda: not engine.room.held)
+
+
+async def test_the_engine_is_told_how_long_a_caller_waits(engine, stub):
+    message = pb.ClassifyStreamRequest(request=HELLO)
+    began = time.monotonic()
+    await stub.Classify(HELLO, timeout=50)
+    await collect(stub.ClassifyStream(iter([message]), timeout=50))
+    await stub.Classify(HELLO)
+    unary, stream, without = engine.deadlines
+    assert began + 49 < unary < stream < time.monotonic() + 51
+    assert without is None
+
+
+async def test_what_is_no_message_is_told_by_get_model_too(channel):
+    ask = channel.unary_unary("/realce.v1.Classifier/GetModel")
+    failed = await failure(ask(b"\xff"))
+    assert failed.code() is Code.INVALID_ARGUMENT
+    assert "is no valid GetModelRequest" in failed.details()
+
+
+async def test_a_message_of_just_the_limit_is_taken(stub):
+    request = pb.ClassifyRequest(texts=["a" * 100] * 9)
+    request.texts.append("a" * (MAX_REQUEST_BYTES - request.ByteSize() - 2))
+    assert request.ByteSize() == MAX_REQUEST_BYTES
+    assert len((await stub.Classify(request)).predictions) == 10
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1, True), (64, True), (65, False)])
+async def test_a_decent_request_id_is_the_callers_own(stub, size, kept):
+    call = stub.Classify(HELLO, metadata=(("x-request-id", "i" * size),))
+    await call
+    told = dict(await call.trailing_metadata())["x-request-id"]
+    assert (told == "i" * size) is kept
+    assert 0 < len(told) <= 64
+
+
+@pytest.mark.parametrize("view", list(pb.View.values())[1:])
+async def test_the_bias_comes_with_what_it_completes(stub, view):
+    answer = await stub.Classify(pb.ClassifyRequest(texts=["a"], views=[view]))
+    completes = view in (pb.VIEW_EVIDENCE, pb.VIEW_CONTRIBUTIONS)
+    assert list(answer.bias) == ([0.25, -0.25] if completes else [])
+
+
+async def test_bytes_are_counted_and_not_letters(stub):
+    failed = await failure(stub.Classify(pb.ClassifyRequest(texts=["é" * 101])))
+    assert failed.details() == "texts[0]: 202 bytes, the limit is 200"
+    await stub.Classify(pb.ClassifyRequest(texts=["é" * 100]))

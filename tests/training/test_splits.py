@@ -45,6 +45,21 @@ def test_held_out_texts_are_never_trained_on_labelled_or_not(tmp_path):
     assert splits.unlabelled == [text for text, _ in many(6, kind="new")]
 
 
+@pytest.mark.parametrize("key", ["validation", "test"])
+def test_each_held_out_set_is_kept_from_training(key, tmp_path):
+    rows = many(400)
+    held = rows[:5] + rows[-5:]
+    splits = run(
+        tmp_path,
+        sources=[table(tmp_path, "train", rows)],
+        unlabelled=[table(tmp_path, "raw", many(6, kind="new") + held)],
+        **{key: [table(tmp_path, "held", held)]},
+    )
+    keys = {row_key(text) for text, _ in held}
+    assert not keys & {row_key(text) for text in (*splits.train.texts, *splits.unlabelled)}
+    assert len(splits.unlabelled) == 6
+
+
 def test_what_is_split_off_is_not_learnt_from_where_it_comes_once_more(tmp_path):
     rows = many(300)
     again = table(tmp_path, "again", [(f"{text.upper()}!", "") for text, _ in rows])

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from training.data.batches import Dataset
+from training.data.rows import Rows
 from training.evaluation.metrics import (
     calibration_error_by_chance,
     expected_calibration_error,
     margin,
     measure,
+    measure_sets,
     predict_bundle,
     selective_accuracy,
 )
@@ -67,3 +69,21 @@ def test_what_it_is_surest_of_is_measured_alone(coverage, accuracy):
 )
 def test_chance_moves_what_is_all_right_too(accuracy, rows, half):
     assert margin(accuracy, rows) == pytest.approx(half, abs=5e-5)
+
+
+def test_each_language_is_measured_by_its_own_rows():
+    rows = Rows(
+        texts=list("abcd"),
+        targets=np.eye(2, dtype=np.float32)[[0, 0, 1, 1]],
+        sources=np.zeros(4, np.int64),
+        languages=np.array(["en", "pt", "en", "pt"]),
+    )
+    said = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]], np.float32)
+    metrics = measure_sets({"all": said}, {"all": rows})
+    assert [metrics[name]["accuracy"] for name in ("all", "language en", "language pt")] == [
+        0.5,
+        1.0,
+        0.0,
+    ]
+    assert metrics["language en"]["rows"] == 2
+    assert metrics["language en"]["nll"] == pytest.approx(-(np.log(0.9) + np.log(0.7)) / 2)

@@ -264,3 +264,13 @@ def test_a_word_seen_once_says_what_its_family_does():
 
 def _spans(dataset: Dataset) -> list[tuple[int, int]]:
     return list(zip(dataset.starts[:-1], dataset.starts[1:], strict=True))
+
+
+def test_a_text_that_tells_nothing_is_of_each_domain_alike():
+    """However many rows each has."""
+    dataset, domains = of_two_domains()
+    few = np.flatnonzero(domains[:, 1])[4:]
+    domains[few] = 0
+    part = LinearClassifier.fit(dataset, config(2, domains=2), 10.0, domains).part
+    likely = part._likely(torch.tensor([[2, 2, 2]]), torch.ones(1, 3))
+    assert likely[0].numpy() == pytest.approx([0.5, 0.5], abs=0.15)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.tokenizer import Encoding
+from model.tokenizer import MASK_ID, Encoding
 from training.data.batches import Dataset, TrainingBatch
 from training.loop.objectives import Classification, Detection, drop_tokens
 from training.pretraining.replacement import Replacer
@@ -125,3 +125,39 @@ def test_about_the_share_of_the_text_is_masked(rate, least, most):
     masked = drop_tokens(input_ids, mask, rate) != 9
     assert least <= int(masked.sum()) <= most
     assert not masked[:, 100:].any()
+
+
+def test_losses_of_two_parts_are_that_of_the_whole():
+    objective = Classification({}, token_dropout=0.0, label_smoothing=0.1)
+    network, targets = Shares({4: 0.3, 5: 1.0}), torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    whole = objective.outcome(network, batch([[4], [5]], targets))
+    parts = [
+        objective.outcome(network, batch([row], target[None], of=2))
+        for row, target in zip([[4], [5]], targets, strict=True)
+    ]
+    assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), abs=1e-6)
+
+
+def test_labels_are_smoothed_as_far_as_asked():
+    sure = torch.tensor([[1.0, 0.0]])
+    network = Shares({4: -1.0})  # log-odds of 2 for the right class
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    for smoothing in (0.0, 0.2):
+        objective = Classification({}, token_dropout=0.0, label_smoothing=smoothing)
+        found = objective.outcome(network, batch([[4]], sure))
+        expected = (1 - smoothing / 2) * right + smoothing / 2 * wrong
+        assert float(found.loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_tokens_are_dropped_as_often_as_asked():
+    class Seen(Shares):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            masked.append(float((input_ids == MASK_ID).float().mean()))
+            return super().forward(input_ids, attention_mask)
+
+    for share in (0.0, 0.5):
+        masked: list[float] = []
+        torch.manual_seed(0)
+        objective = Classification({}, token_dropout=share, label_smoothing=0.0)
+        objective.outcome(Seen({}), batch([[5] * 500] * 4, torch.eye(2)[[0, 1, 0, 1]]))
+        assert masked == [pytest.approx(share, abs=0.05)]

@@ -40,3 +40,27 @@ def test_every_weight_goes_by_the_rate_of_the_step(kind):
     still = moved(config, 0.0)
     assert all(not change.any() for change in still.values())
     assert all(change.any() for change in moved(config, 0.0, 0.01).values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_nothing_pulls_at_shrinks_but_for_tables_and_scales(optimizer):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 20, "classes": 2, "d_model": 8, "heads": 2, "d_ff": 8}
+    network = TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+    before = {name: of.detach().clone() for name, of in network.named_parameters()}
+    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
+    optimizers = Optimizers(network, config)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.step(0.1)
+    shrunk = {
+        name: not torch.equal(of.detach(), before[name]) for name, of in network.named_parameters()
+    }
+    for name, did in shrunk.items():
+        if name.endswith("_proj.weight") or name == "head.weight":
+            assert did, name
+            torch.testing.assert_close(
+                network.get_parameter(name).detach(), before[name] * 0.95, atol=1e-6, rtol=1e-5
+            )
+        if name == "embedding.weight" or "norm" in name or name == "head.bias":
+            assert not did, name

@@ -6,16 +6,28 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model.classifier import TextClassifier
 from model.config import ModelConfig
+from model.tokenizer import Encoding
 from training.__main__ import main
 from training.config import TrainConfig
+from training.data.batches import Dataset, TrainingBatch, TrainingBatches
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.trainer import compiled, in_half_precision, learning_rate, passes
-from training.progress import StepBar
+from training.loop.objectives import Outcome
+from training.loop.trainer import (
+    BEST,
+    Ranks,
+    Trainer,
+    compiled,
+    in_half_precision,
+    learning_rate,
+    passes,
+)
+from training.progress import Display, StepBar
 
 ROOT = Path(__file__).parents[3]
 REVIEWS = ROOT / "tests" / "data" / "reviews.csv"
@@ -230,3 +242,57 @@ def test_layers_compiled_compute_the_same_and_are_themselves_again(monkeypatch):
         assert all("forward" not in vars(layer) for layer in network.encoder.stack())
     assert len(ran) == 4  # each layer at both shapes
     assert len(set(map(id, ran))) == 1  # is the same graph
+
+
+class Scored:
+    """An objective whose scores are told beforehand, and that wants all weights to grow."""
+
+    def __init__(self, *scores: float) -> None:
+        self.left = list(scores)
+
+    def outcome(self, network: TextClassifier, batch: TrainingBatch) -> Outcome:
+        """See `Objective`."""
+        loss = -sum(parameter.sum() for parameter in network.parameters()) * 1e-3
+        return Outcome(loss, torch.tensor(0), batch.rows)
+
+    def scores(self, network: TextClassifier, device: torch.device) -> dict[str, float]:
+        """See `Objective`."""
+        return {"held out": self.left.pop(0)}
+
+
+def small_trainer(folder: Path, objective: Scored, **settings: object) -> Trainer:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 20, "classes": 2, "d_model": 8, "heads": 2, "d_ff": 8}
+    network = TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+    texts = [Encoding(np.array([5, 6, 7]), None, False)] * 4
+    batches = TrainingBatches(
+        dataset=Dataset.encode(texts, np.eye(2, dtype="f4")[[0, 1, 0, 1]]),
+        source_of_row=np.zeros(4, np.int64),
+        source_epochs=[1.0],
+        source_stages=[1],
+        max_batch_tokens=64,
+        crop_tokens=8,
+        seed=0,
+        rank=0,
+        world_size=1,
+    )
+    config = TrainConfig(ema_decay=0.0, evaluations_per_epoch=1, **settings)
+    where = Ranks(0, 1, torch.device("cpu"))
+    return Trainer(network, batches, objective, config, "small", folder, where)
+
+
+def test_the_weights_of_the_best_evaluation_are_kept_and_patience_counts_those_after_it(tmp_path):
+    scores = [0.5, 0.9, 0.4, 0.9, 0.3, 1.0, 1.0]
+    trainer, seen = small_trainer(tmp_path, Scored(*scores), epochs=7, patience=3), []
+    trainer.fit(Display(quiet=True), lambda _: seen.append(weights_of(trainer.network)))
+    history = trainer.progress.history
+    assert [entry["score"] for entry in history] == scores[:5], "0.9 once more is no gain"
+    best = torch.load(tmp_path / BEST, weights_only=True)
+    assert all(torch.equal(best[name], value) for name, value in seen[1].items())
+    assert not torch.equal(best["embedding.weight"], seen[4]["embedding.weight"])
+    kept = weights_of(trainer.network)
+    assert all(torch.equal(kept[name], value) for name, value in best.items())
+
+
+def weights_of(network: TextClassifier) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

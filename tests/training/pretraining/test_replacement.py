@@ -68,16 +68,18 @@ def test_a_context_ends_where_its_row_does():
     assert set(found[:, 0].tolist()) == {7, 5, 8}  # their beginnings
 
 
-@pytest.mark.parametrize(
-    "ids",
-    [
-        [[4, 20, 21, 6]],  # 20 and 21 meet nowhere, 4 and 6 begin and end the only row
-        [[1, 2, 1]],  # unknown, masked
-        [[0, 0, 0]],
-    ],
-)
-def test_what_has_no_like_stays(ids):
-    assert written(replacer([4, 5, 6]), ids).tolist() == ids
+def test_what_has_no_like_stays():
+    torch.manual_seed(0)
+    found = written(replacer([4, 5, 6]), [[20, 21, 22, 23, 24]] * 50)
+    assert (found[:, 2] == 22).all()  # its neighbours, two on either side, are nobody else's
+
+
+@pytest.mark.parametrize("special", [0, 1, 2])
+def test_padding_what_is_unknown_and_what_is_masked_stay_and_take_nobodys_place(special):
+    torch.manual_seed(0)
+    rows = replacer([5, special, 6], [5, 7, 6], [5, 8, 6])
+    assert (written(rows, [[5, special, 6]] * 50)[:, 1] == special).all()
+    assert set(written(rows, [[5, 7, 6]] * 50)[:, 1].tolist()) == {7, 8}
 
 
 def test_padding_stays_and_stands_for_nothing():

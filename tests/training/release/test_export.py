@@ -1,8 +1,9 @@
 import onnx
 import pytest
 import torch
+from torch import Tensor
 
-from model.classifier import TextClassifier
+from model.classifier import Explanation, TextClassifier
 from tests.networks import random_network
 from training.release.export import (
     ExportError,
@@ -91,3 +92,29 @@ def test_no_node_is_one_that_a_gpu_would_leave_to_the_cpu():
     kinds |= {value.name: value.type.tensor_type.elem_type for value in inferred.input}
     padded = [kinds[node.input[0]] for node in inferred.node if node.op_type == "Pad"]
     assert set(padded) <= {onnx.TensorProto.FLOAT}
+
+
+class Partial(TextClassifier):
+    """Its account leaves something out, and its graph will, too."""
+
+    def explain(self, input_ids: Tensor, attention_mask: Tensor) -> Explanation:
+        """See `TextClassifier.explain`."""
+        whole = super().explain(input_ids, attention_mask)
+        return whole._replace(contributions=whole.contributions * 0.9)
+
+
+class Leaking(TextClassifier):
+    """It looks at padding, and its graph will, too."""
+
+    def explain(self, input_ids: Tensor, attention_mask: Tensor) -> Explanation:
+        """See `TextClassifier.explain`."""
+        whole = super().explain(input_ids, attention_mask)
+        return whole._replace(pooling_attention=whole.pooling_attention + 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(Partial, "completeness"), (Leaking, "padding")])
+def test_what_graph_and_network_have_wrong_together_is_noticed(kind, reason, network):
+    wrong = kind(network.config).eval()
+    wrong.load_state_dict(network.state_dict())
+    with pytest.raises(ExportError, match=f"{reason}: off by"):
+        check_parity(export(wrong, 1.7, half_weights=False), wrong, 1.7)
