@@ -2,47 +2,30 @@
 
 import asyncio
 import contextlib
-import random
-import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-import structlog
 from google.protobuf.message import DecodeError, Message
-from google.rpc.status_pb2 import Status
 
 from protos.realce.v1 import classifier_pb2 as pb
 from service import converters
+from service.call import Call
 from service.engine import Engine
-from service.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    RealceError,
-    Unavailable,
-    Violation,
-)
+from service.errors import InvalidRequest, Overloaded, Unavailable, Violation
 from service.logs import Tally
 from service.room import Hold
+from service.stream import Stream
 from service.validation import Limits, check_model, check_request
 
 SERVICE = "realce.v1.Classifier"
-REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
-PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
-STREAM_WINDOW = 8  # messages of one stream under way at a time
-MAX_REQUEST_ID = 64
 STOPPING = "the server is stopping; send what was not answered to another"
 
-log = structlog.get_logger("realce.call")
-
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.GenericRpcHandler[Any, Any]
-    Answers = asyncio.Queue["asyncio.Task[bytes] | None"]
 
 
 def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidRequest]:
@@ -72,7 +55,7 @@ class ClassifierServicer:
         self.engine = engine
         self._limits = limits
         self._draining = False
-        self._readers: set[asyncio.Task[None]] = set()
+        self._streams: set[Stream[pb.ClassifyStreamRequest | InvalidRequest]] = set()
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,8 +77,8 @@ class ClassifierServicer:
         """Refuse new calls and stop reading from streams; what was read is answered."""
         self._draining = True
         self._refused.tell()
-        for reader in self._readers:
-            reader.cancel()
+        for stream in self._streams:
+            stream.stop_reading()
 
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""
@@ -141,71 +124,44 @@ class ClassifierServicer:
         requests: AsyncIterator[pb.ClassifyStreamRequest | InvalidRequest],
         context: "Context",
     ) -> AsyncIterator[bytes]:
-        """See the protocol. Reading stops while `STREAM_WINDOW` messages are under way."""
+        """See the protocol."""
         call = Call("ClassifyStream", context, self._refused)
         if self._draining:
             await call.abort(Unavailable(STOPPING))
-        under_way: dict[asyncio.Task[bytes], Hold] = {}
-        read: Answers = asyncio.Queue()
-        room = asyncio.Semaphore(STREAM_WINDOW - 1)
-
-        async def read_on() -> None:
-            before = asyncio.Event()
-            before.set()
-            async for request in requests:
-                hold, queued = Hold(self.engine.room), asyncio.Event()
-                answer = self._stream_answer(request, call, hold, before, queued)
-                task, before = asyncio.create_task(answer), queued
-                under_way[task] = hold
-                read.put_nowait(task)
-                await room.acquire()
-
-        reader = asyncio.create_task(read_on())
-        reader.add_done_callback(lambda _: read.put_nowait(None))
-        self._readers.add(reader)
+        answer = functools.partial(self._stream_answer, call)
+        stream = Stream(requests, answer, lambda: self.engine.room)
+        self._streams.add(stream)
         try:
             with self._under_way():
-                while (task := await read.get()) is not None:
-                    yield await task
-                    under_way.pop(task).release()
-                    room.release()
-            if reader.cancelled():  # by `drain`: its caller has more to send
+                async for content in stream:
+                    yield content
+            if await stream.cut_short():
                 await call.abort(Unavailable(STOPPING))
-            await reader
             call.end("OK")
         except asyncio.CancelledError:
             call.end_abandoned()
             raise
         finally:
-            self._readers.discard(reader)
-            reader.cancel()
-            for unfinished, hold in under_way.items():
-                unfinished.cancel()
-                hold.release()
+            self._streams.discard(stream)
+            stream.close()
 
     async def _stream_answer(
         self,
+        call: Call,
         request: pb.ClassifyStreamRequest | InvalidRequest,
-        call: "Call",
         hold: Hold,
-        before: asyncio.Event,
-        queued: asyncio.Event,
+        on_queued: Callable[[], None],
     ) -> bytes:
-        """The answer to a message, or what is wrong with it. It is queued once the message before
-        it is: what comes later could else hold the room that an earlier one waits for."""
-        await before.wait()
+        """The answer to a message, or what is wrong with it."""
+        if isinstance(request, InvalidRequest):
+            return _failed(call, "", request)
+        call.rows += len(request.request.texts)
+        message = pb.ClassifyStreamResponse(id=request.id)
+        work = (request.request, call.deadline, hold, message.response, on_queued)
         try:
-            if isinstance(request, InvalidRequest):
-                return _failed(call, "", request)
-            call.rows += len(request.request.texts)
-            message = pb.ClassifyStreamResponse(id=request.id)
-            work = (request.request, call.deadline, hold, message.response, queued.set)
-            try:
-                await self._patiently(*work)
-            except Exception as error:
-                return _failed(call, request.id, error)
-        finally:
-            queued.set()
+            await self._patiently(*work)
+        except Exception as error:
+            return _failed(call, request.id, error)
         return message.SerializeToString()
 
     async def _patiently(
@@ -248,106 +204,5 @@ class ClassifierServicer:
         return pb.GetModelResponse(model=converters.model(model, self._limits))
 
 
-class Call:
-    """One call: its id, its deadline, how it ends, and its one line of log."""
-
-    __slots__ = (
-        "_context",
-        "_method",
-        "_refused",
-        "_started",
-        "deadline",
-        "errors",
-        "request_id",
-        "rows",
-    )
-
-    def __init__(self, method: str, context: "Context", refused: Tally) -> None:
-        self._method, self._context, self._refused = method, context, refused
-        self._started = time.monotonic()
-        left_s = context.time_remaining()
-        self.deadline = None if left_s is None else self._started + left_s
-        self.request_id = _request_id(context)
-        self.rows = self.errors = 0
-        context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
-
-    async def answer(self, work: Awaitable[T]) -> T:
-        """The outcome of `work`; what goes wrong in it becomes the status of the call."""
-        try:
-            message = await work
-        except asyncio.CancelledError:
-            self.end_abandoned()
-            raise
-        except Exception as error:
-            await self.abort(error)
-        self.end("OK")
-        return message
-
-    async def abort(self, error: Exception) -> NoReturn:
-        """End the call with the status of an error; raises what the library ends calls by."""
-        code, failed = self.failed(error)
-        self.end(code.name, error)
-        trailers = [(REQUEST_ID, self.request_id), (STATUS, failed.SerializeToString())]
-        if isinstance(error, Overloaded):
-            trailers.append((PUSHBACK, str(max(1, round(error.retry_after_s * 1e3)))))
-        await self._context.abort(code, failed.message, tuple(trailers))
-
-    def failed(self, error: Exception) -> tuple[grpc.StatusCode, Status]:
-        """The status of an error, counted; a fault of ours is logged with its place.
-
-        The message of an unknown error may quote what the caller sent, so it is not told.
-        """
-        self.errors += 1
-        if not isinstance(error, RealceError):
-            frames = traceback.extract_tb(error.__traceback__)
-            log.error(
-                "fault",
-                request_id=self.request_id,
-                method=self._method,
-                error=type(error).__name__,
-                place=[f"{frame.filename}:{frame.lineno}" for frame in frames],
-            )
-        return converters.status(error, self.request_id)
-
-    def end_abandoned(self) -> None:
-        """The caller is gone, or its deadline has passed."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        self.end("DEADLINE_EXCEEDED" if late else "CANCELLED")
-
-    def end(self, code: str, error: Exception | None = None) -> None:
-        """Write the line: what succeeded or was given up at debug level, what failed as warning;
-        what was refused for lack of room or time is only counted, for it comes in masses."""
-        fields: dict[str, Any] = {}
-        refused = isinstance(error, (Overloaded, DeadlineExceeded))
-        if refused:
-            self._refused.add(code)
-        if isinstance(error, InvalidRequest):
-            fields["fields"] = [violation.field for violation in error.violations]
-        if self._method == "ClassifyStream":
-            fields["errors"] = self.errors
-        write = log.debug if error is None or refused else log.warning
-        write(
-            "call",
-            request_id=self.request_id,
-            method=self._method,
-            code=code,
-            duration_ms=round((time.monotonic() - self._started) * 1e3, 3),
-            rows=self.rows,
-            **fields,
-        )
-
-
-def _failed(call: "Call", number: str, error: Exception) -> bytes:
+def _failed(call: Call, number: str, error: Exception) -> bytes:
     return pb.ClassifyStreamResponse(id=number, error=call.failed(error)[1]).SerializeToString()
-
-
-def _request_id(context: "Context") -> str:
-    """The caller's request id where it sent a decent one, else a new one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID:
-            with contextlib.suppress(UnicodeDecodeError):
-                text = value.decode("ascii") if isinstance(value, bytes) else value
-                if 0 < len(text) <= MAX_REQUEST_ID and text.isprintable() and text.isascii():
-                    return text
-    # No secret; to ask the system for one would let go of the interpreter, with others waiting.
-    return f"{random.getrandbits(128):032x}"

@@ -18,7 +18,8 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
-from service.servicer import STOPPING, STREAM_WINDOW, ClassifierServicer
+from service.servicer import STOPPING, ClassifierServicer
+from service.stream import WINDOW
 from service.validation import Limits
 from tests.fakes import FakeEngine
 
@@ -179,10 +180,10 @@ async def test_a_stream_reads_no_further_than_its_window(engine, stub):
     await until(lambda: sent == 100)  # the transport takes them all; the service does not
     for _ in range(10):  # time enough to read on, if it did
         await stub.GetModel(pb.GetModelRequest())
-    assert engine.most_under_way == STREAM_WINDOW
+    assert engine.most_under_way == WINDOW
     engine.open.set()
     assert [answer.id for answer in await reading] == [str(i) for i in range(1, 101)]
-    assert engine.most_under_way == STREAM_WINDOW
+    assert engine.most_under_way == WINDOW
 
 
 async def test_errors_in_a_stream_belong_to_their_message(engine, channel):
@@ -257,7 +258,7 @@ async def test_a_stream_that_is_done_while_the_server_drains_ends_well(engine, s
     call = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(id="1", request=HELLO)]))
     reading = asyncio.ensure_future(collect(call))
     await until(lambda: engine.under_way)
-    await until(lambda: not any(not reader.done() for reader in servicer._readers))
+    await until(lambda: all(stream._reader.done() for stream in servicer._streams))
     servicer.drain()
     engine.open.set()
     assert [answer.id for answer in await reading] == ["1"]
