@@ -27,6 +27,11 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch):
             {"max_text_bytes": "900", "max_request_bytes": "100"},
             "^--max-text-bytes=900 exceeds --max-request-bytes=100$",
         ),
+        (
+            {"max_answer_bytes": "900", "max_held_bytes": "100"},
+            "^--max-answer-bytes=900 exceeds --max-held-bytes=100$",
+        ),
+        ({"max_texts": str(1 << 32)}, "--max-texts=4294967296: .*less than 4294967296"),
     ],
 )
 def test_impossible_values_are_refused_with_key_value_and_reason(flags, reason):

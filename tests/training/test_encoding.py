@@ -1,13 +1,16 @@
 """A run's rows as ids, and the vocabulary that they are read with."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.tokenizer import Encoding
 from tests.conftest import TINY, source
 from training.config import load_config
+from training.data.batches import Dataset
 from training.data.rows import Rows
 from training.encoding import _sample, encode_splits
 from training.loop.trainer import Ranks
@@ -39,3 +42,14 @@ def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
     english = sum(len(text) for text in sample if text != "uma frase")
     assert portuguese == pytest.approx(10_000, abs=30)
     assert english == pytest.approx(10_000, abs=30)
+
+
+def test_each_validation_set_counts_as_much_as_the_next(tmp_path):
+    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
+    config = load_config(None, TINY | rows | {"exclude_held_out": False})
+    encoded = encode_splits(config, prepare(config, Path(), Display(quiet=True)), tmp_path, WHERE)
+    (only,) = encoded.validation.values()
+    few = Dataset.encode([Encoding(only.ids[:3], None, False)] * 2, only.targets[:2])
+    both = dataclasses.replace(encoded, validation={"all": only, "few": few})
+    assert len(both.truth) == len(both.weights) == len(only) + 2
+    assert both.weights[: len(only)].sum() == pytest.approx(both.weights[len(only) :].sum())

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import TINY, source
 from training.config import ConfigError, RunConfig, load_config
+from training.data.sources import SourceConfig, read_rows
+from training.encoding import encode
+from training.evaluation.calibration import fit_temperature
+from training.evaluation.metrics import Graph, measure
 from training.loop.trainer import Ranks
 from training.pipeline import fit
 from training.progress import Display
@@ -44,3 +48,15 @@ def test_a_vocabulary_too_small_for_the_characters_is_refused(tmp_path):
     config = load_config(None, TINY | {"sources": [{"name": "s", "path": "rows.csv"}]})
     with pytest.raises(ConfigError, match=r"train\.vocab_size=400: .*not large enough"):
         fit(config, tmp_path, tmp_path / "run", tmp_path / "bundle", WHERE, Display(quiet=True))
+
+
+def test_a_bundle_is_calibrated_on_validation_rows_and_measured_as_it_answers(bundle):
+    rows, _, _ = read_rows(SourceConfig(**source()), bundle.manifest.labels, Path())
+    encoded = encode(rows, bundle.tokenizer)
+    graph = Graph(bundle)
+    temperature = fit_temperature(graph.predict(encoded, "logits"), rows.labels)
+    assert bundle.manifest.temperature == pytest.approx(temperature, rel=1e-3)
+    measured = measure(graph.predict(encoded), rows.labels)
+    told = bundle.manifest.metrics["reviews"]
+    for name in ("accuracy", "ece", "nll"):
+        assert told[name] == pytest.approx(measured[name], abs=1e-4), name

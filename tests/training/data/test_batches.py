@@ -108,3 +108,37 @@ def test_rows_without_weight_are_left_out():
     assert weighted.ids.tolist() == [10, 30, 31]
     assert weighted.lengths.tolist() == [1, 2]
     assert weighted.targets.tolist() == [[1, 0, 0], [0, 0, 0.5]]
+
+
+def batches_of(seed: int = 0) -> TrainingBatches:
+    return TrainingBatches(
+        dataset=dataset(*[9] * 40),
+        source_of_row=np.zeros(40, np.int64),
+        source_epochs=[0.5],
+        source_stages=[1],
+        max_batch_tokens=12,
+        crop_tokens=3,
+        seed=seed,
+    )
+
+
+def test_rows_and_windows_are_drawn_anew_each_epoch_and_by_the_seed():
+    def drawn(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
+        return [batch.input_ids.tolist() for batch in batches.iterate(epoch)]
+
+    def rows(batches: TrainingBatches, epoch: int) -> set[int]:
+        return {row for batch in batches.iterate(epoch) for row in rows_of(batch)}
+
+    one, again, other = batches_of(0), batches_of(0), batches_of(1)
+    assert drawn(one, 0) == drawn(again, 0)
+    assert drawn(one, 0) != drawn(one, 1)
+    assert drawn(one, 0) != drawn(other, 0)
+    assert rows(one, 0) != rows(one, 1)
+    assert rows(one, 0) != rows(other, 0)
+    assert rows(one, 0) != set(range(20)), "half of the rows are drawn, not the first half taken"
+    firsts = [
+        window[0] - 10 * (row + 1)
+        for batch in one.iterate(0)
+        for window, row in zip(batch.input_ids.tolist(), rows_of(batch), strict=True)
+    ]
+    assert len(set(firsts)) > 3

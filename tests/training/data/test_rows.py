@@ -22,6 +22,7 @@ def test_the_key_ignores_case_spacing_and_punctuation():
     # The first 16 hexadecimal digits of sha1("helloworld1").
     assert row_key("  Hello,<br />WORLD_1! ") == "c9a9f71cb5bedcfc"
     assert row_key("é") != row_key("e")
+    assert row_key("ﬁlm ２") == row_key("film 2")  # compatibility forms are the same (NFKC)
     # Combining marks are no word characters to those who made the lists; NFKC has no "ṉ̃".
     assert row_key("q\u0303") == row_key("q")
 

@@ -420,3 +420,12 @@ def test_shares_that_are_none_are_refused_where_they_stand(label, reason, tmp_pa
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=f"line 2: label={{.*{reason}"):
         read(path, ("bad", "good"))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, name):
+    separator = "\t" if name.endswith("tsv") else ","
+    content = f"text{separator}label\nfine{separator}good\nawful{separator}bad\n"
+    csv_file(tmp_path, b"\xef\xbb\xbf" + content.encode(), name)
+    rows, _, _ = read(tmp_path / name)
+    assert rows.texts == ["fine", "awful"]
