@@ -181,7 +181,8 @@ def _classify(options: argparse.Namespace) -> int:
 def _show(texts: list[str], answers: "list[Answer]", *, explain: bool) -> None:
     from service.highlight import show
 
-    show(texts, answers, [toward(answer) for answer in answers] if explain else None)
+    shares = [_toward_its_label(answer) for answer in answers] if explain else None
+    show(texts, answers, shares)
 
 
 def _hint(code: str, target: str) -> str:
@@ -231,12 +232,11 @@ def _plain(answer: "Answer") -> dict[str, Any]:
     return plain
 
 
-def toward(answer: "Answer") -> list[float]:
-    """Each token's contribution to the answer's logit less the mean of the other classes'."""
-    contributions = answer.views["contributions"].astype(float)
-    best = list(answer.probabilities).index(answer.label)
-    others = (contributions.sum(axis=1) - contributions[:, best]) / (contributions.shape[1] - 1)
-    shares: list[float] = (contributions[:, best] - others).tolist()
+def _toward_its_label(answer: "Answer") -> list[float]:
+    from model.account import toward
+
+    own = list(answer.probabilities).index(answer.label)
+    shares: list[float] = toward(answer.views["contributions"].astype(float), own).tolist()
     return shares
 
 

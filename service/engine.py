@@ -125,13 +125,12 @@ class Engine:
         encodings = await self._encode(texts, request, deadline)
         lengths = [len(encoding.input_ids) for encoding in encodings]
         size = check_answer_bytes(lengths, request, self.description, self._max_answer_bytes)
-        if not self.room.fits(size):
+        if not hold.take(size):
             raise Overloaded(
                 f"answers under way hold {self.room.held} of {self.room.most} bytes; this one "
                 f"would be {size}",
                 retry_after_s=max(LEAST_RETRY_S, self._scheduler.wait_s()),
             )
-        hold.take(size)
         entry = Entry([encoding.input_ids for encoding in encodings], request, deadline)
         computed = self._batcher.submit(entry)
         if on_queued is not None:

@@ -1,15 +1,14 @@
 """Room for answers: a budget of bytes, held by those under way until they are sent."""
 
+from dataclasses import dataclass
 
+
+@dataclass(slots=True)
 class Room:
-    """So many bytes, of which `held` are in use."""
+    """So many bytes at `most`, of which `held` are in use."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
-
-    def fits(self, size: int) -> bool:
-        """Is there room for `size` bytes more?"""
-        return self.held + size <= self.most
+    most: int
+    held: int = 0
 
 
 class Hold:
@@ -20,10 +19,13 @@ class Hold:
     def __init__(self, room: Room) -> None:
         self._room, self.size = room, 0
 
-    def take(self, size: int) -> None:
-        """Hold `size` bytes more."""
+    def take(self, size: int) -> bool:
+        """Hold `size` bytes more; False where there is no room for them."""
+        if self._room.held + size > self._room.most:
+            return False
         self._room.held += size
         self.size += size
+        return True
 
     def release(self) -> None:
         """Give all of it back; once more does nothing."""

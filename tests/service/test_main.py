@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.__main__ import main, toward
+from service.__main__ import _toward_its_label, main
 from service.client import Answer
 from service.settings import Settings, flag
 
@@ -195,7 +195,7 @@ def test_share_toward_the_answer_is_against_the_mean_of_the_others():
         False,
         views={"contributions": np.array([[1.0, 4.0, 3.0], [0.0, -1.0, 0.0]])},
     )
-    assert toward(answer) == [2.0, -1.0]
+    assert _toward_its_label(answer) == [2.0, -1.0]
 
 
 def test_serving_never_loads_torch():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from model.account import toward
 from model.bundle import Bundle
 from model.tokenizer import MASK_ID
 from training.data.batches import Dataset
@@ -105,12 +106,6 @@ def views(graph: Graph, dataset: Dataset, answers: npt.NDArray[np.int64]) -> tup
         for scores, of_row in zip(found, scored, strict=True):
             scores[start:end] = of_row
     return found
-
-
-def toward(account: Logits, answer: int) -> Logits:
-    """Each token's share in the answer's logit less the mean of the others', [S] of [S, C]."""
-    own = account[:, answer]
-    return own - (account.sum(axis=1) - own) / (account.shape[1] - 1)
 
 
 def _explained(graph: Graph, dataset: Dataset) -> Iterator[tuple[int, Mapping[str, Any]]]:

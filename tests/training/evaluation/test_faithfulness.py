@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from model.account import toward
 from model.tokenizer import MASK_ID
 from training.__main__ import main
 from training.data.batches import Dataset
@@ -13,7 +14,6 @@ from training.evaluation.faithfulness import (
     Erasure,
     faithfulness,
     ranked_first,
-    toward,
     views,
 )
 from training.evaluation.metrics import Graph
@@ -42,12 +42,6 @@ def test_each_text_has_its_own_first(share, first):
     scores = np.array([0.2, 0.9, -0.5, 0.1, 0.3], np.float32)
     got = ranked_first(scores, np.array([0, 3, 5]), share)
     assert got.astype(int).tolist() == first
-
-
-def test_what_counts_toward_an_answer_counts_against_the_others():
-    account = np.array([[0.5, -0.25, 0.25], [0.0, 1.0, 3.0]], np.float32)
-    assert toward(account, 0).tolist() == [0.5, -2.0]
-    assert toward(account, 2).tolist() == [0.125, 2.5]
 
 
 def test_scores_of_views_are_those_of_the_text_by_itself(bundle, dataset):
