@@ -1,1 +1,1 @@
-"""How good a network is, and what its confidence means."""
+"""How good a network is, what its confidence means, and what its accounts are worth."""
