@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from service import ort_backend
+from service.backend import BackendGone
 from service.ort_backend import DeviceError, OrtBackend, choose_provider, cpu_quota
 from service.types import Variant
 
@@ -128,3 +129,21 @@ def test_the_runtime_keeps_no_record_of_it_and_calls_nobody(tiny_bundle, tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA failure 719: unspecified launch failure", BackendGone),
+        ("CUDA error cudaErrorIllegalAddress", BackendGone),
+        ("Non-zero status code returned while running MatMul", RuntimeError),
+    ],
+)
+def test_a_lost_device_is_told_from_a_batch_that_fails(backend, batch, monkeypatch, said, kind):
+    def fail(*_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(backend, "_values", fail)
+    with pytest.raises(RuntimeError) as failed:
+        backend.run(*batch, Variant.PLAIN)
+    assert type(failed.value) is kind

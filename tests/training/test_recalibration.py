@@ -8,7 +8,8 @@ from tests.conftest import REVIEWS
 from training.__main__ import main
 from training.data.rows import Rows
 from training.encoding import encode
-from training.evaluation.metrics import predict_bundle
+from training.evaluation.calibration import cross_calibrated
+from training.evaluation.metrics import measure, predict_bundle
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,9 @@ def test_it_is_as_sure_as_it_is_right_and_answers_as_before(tiny_bundle, reviews
     assert manifest.version == f"{before.manifest.version}+calibrated"
     assert list(manifest.metrics) == ["mine", "language und"], "others were of another temperature"
     assert manifest.metrics["mine"]["ece"] < 0.1
+    labels = np.array([["negative", "positive"].index(y) for _, y in one_in_four_wrong(reviews)])
+    apart = measure(cross_calibrated(logits[0], labels), labels)  # of rows that had no say
+    assert manifest.metrics["mine"]["nll"] == pytest.approx(apart["nll"], rel=1e-4)
     assert manifest.sources == before.manifest.sources
     card = (out / "report" / "model_card.md").read_text(encoding="utf-8")
     assert before.fingerprint in card
