@@ -222,8 +222,12 @@ def _words(text: str, start: int = 0) -> Iterator[tuple[str, int]]:
     """What stands between white space from `start` on, in parts where it is long, and where in the
     text each begins."""
     for match in _WORD.finditer(text, start):
-        for part in range(_parts(match)):
-            yield _part(match, part)
+        word = match[0]
+        if len(word) <= LONGEST_WORD:  # nearly all are: nothing is to be cut
+            yield word, match.start()
+        else:
+            for part in range(_parts(match)):
+                yield _part(match, part)
 
 
 def _words_backwards(text: str, start: int) -> Iterator[tuple[str, int]]:
