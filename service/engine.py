@@ -14,6 +14,7 @@ from service.room import Hold, Room
 from service.scheduler import LEAST_RETRY_S, Scheduler
 from service.tokenization import encode
 from service.types import ModelDescription, Prediction, Token, ViewRequest
+from service.underway import UnderWay
 from service.views import check_answer_bytes
 
 CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is tokenized
@@ -63,9 +64,7 @@ class Engine:
         self._notify_failure = on_failure
         self._tokenizer = bundle.tokenizer
         self._reading_tokens = 0  # about, of calls that are being read
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._under_way = UnderWay()
         self._scheduler = Scheduler(
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
@@ -100,19 +99,15 @@ class Engine:
         if not self.ready:
             raise Unavailable("not serving: starting, stopped, or its device is gone")
         own = Hold(self.room) if hold is None else hold
-        self._calls += 1
-        self._idle.clear()
-        try:
-            return await self._classify(texts, request, deadline, own, on_queued)
-        except BaseException:
-            own.release()
-            raise
-        finally:
-            if hold is None:
+        with self._under_way:
+            try:
+                return await self._classify(texts, request, deadline, own, on_queued)
+            except BaseException:
                 own.release()
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+                raise
+            finally:
+                if hold is None:
+                    own.release()
 
     async def _classify(
         self,
@@ -174,7 +169,7 @@ class Engine:
 
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""
-        await self._idle.wait()
+        await self._under_way.wait_idle()
 
     def close(self) -> None:
         """Refuse what is new, fail what is under way and let go of all threads."""

@@ -1,9 +1,8 @@
 """The gRPC methods: convert, call the engine, convert."""
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -17,6 +16,7 @@ from service.errors import InvalidRequest, Overloaded, Unavailable, Violation
 from service.logs import Tally
 from service.room import Hold
 from service.stream import Stream
+from service.underway import UnderWay
 from service.validation import Limits, check_model, check_request
 
 SERVICE = "realce.v1.Classifier"
@@ -24,7 +24,8 @@ STOPPING = "the server is stopping; send what was not answered to another"
 
 M = TypeVar("M", bound=Message)
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from service.call import Context
+
     Handler = grpc.GenericRpcHandler[Any, Any]
 
 
@@ -56,9 +57,7 @@ class ClassifierServicer:
         self._limits = limits
         self._draining = False
         self._streams: set[Stream[pb.ClassifyStreamRequest | InvalidRequest]] = set()
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._under_way = UnderWay()
         self._refused = Tally("refused")
 
     def handler(self) -> "Handler":
@@ -82,19 +81,7 @@ class ClassifierServicer:
 
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""
-        await self._idle.wait()
-
-    @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """Around a call, for `wait_idle`."""
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+        await self._under_way.wait_idle()
 
     async def classify(
         self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
@@ -108,7 +95,7 @@ class ClassifierServicer:
         if self._draining:
             await call.abort(Unavailable(STOPPING))
         message = pb.ClassifyResponse()
-        with self._under_way():
+        with self._under_way:
             await call.answer(self._classify(request, call.deadline, hold, message))
         return message.SerializeToString()
 
@@ -132,7 +119,7 @@ class ClassifierServicer:
         stream = Stream(requests, answer, lambda: self.engine.room)
         self._streams.add(stream)
         try:
-            with self._under_way():
+            with self._under_way:
                 async for content in stream:
                     yield content
             if await stream.cut_short():
@@ -157,9 +144,9 @@ class ClassifierServicer:
             return _failed(call, "", request)
         call.rows += len(request.request.texts)
         message = pb.ClassifyStreamResponse(id=request.id)
-        work = (request.request, call.deadline, hold, message.response, on_queued)
+        into = message.response
         try:
-            await self._patiently(*work)
+            await self._patiently(request.request, call.deadline, hold, into, on_queued)
         except Exception as error:
             return _failed(call, request.id, error)
         return message.SerializeToString()

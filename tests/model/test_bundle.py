@@ -100,7 +100,10 @@ def test_manifest_is_checked(copy: Path, edit, reason: str):
 
 
 def external(graph: onnx.ModelProto) -> None:
-    tensor = graph.graph.initializer[0]
+    put_elsewhere(graph.graph.initializer[0])
+
+
+def put_elsewhere(tensor: onnx.TensorProto) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="/etc/passwd"))
 
@@ -108,8 +111,7 @@ def external(graph: onnx.ModelProto) -> None:
 def elsewhere() -> onnx.TensorProto:
     tensor = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [0.0])
     tensor.ClearField("float_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.append(onnx.StringStringEntryProto(key="location", value="/etc/passwd"))
+    put_elsewhere(tensor)
     return tensor
 
 

@@ -32,8 +32,9 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-@pytest.fixture
-async def target(engine: FakeEngine) -> AsyncIterator[str]:
+@contextlib.asynccontextmanager
+async def serving(engine: FakeEngine) -> AsyncIterator[str]:
+    """The address of a server of the engine."""
     limits = Limits(
         max_texts=4000,
         max_text_bytes=200,
@@ -47,6 +48,12 @@ async def target(engine: FakeEngine) -> AsyncIterator[str]:
     await server.start()
     yield f"127.0.0.1:{port}"
     await server.stop(None)
+
+
+@pytest.fixture
+async def target(engine: FakeEngine) -> AsyncIterator[str]:
+    async with serving(engine) as address:
+        yield address
 
 
 @pytest.fixture
@@ -309,14 +316,8 @@ async def drained(client: AsyncClassifier, timeout_s: float) -> None:
 async def test_calls_are_shared_among_the_servers_of_a_name():
     """Headless services name them all; one server would get all calls of one client else."""
     async with contextlib.AsyncExitStack() as stack:
-        engines, addresses = [FakeEngine(), FakeEngine()], []
-        for engine in engines:
-            limits = Limits(4000, 200, 1000, 1 << 20, 500)
-            server = grpc.aio.server()
-            server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
-            addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-            await server.start()
-            stack.push_async_callback(server.stop, None)
+        engines = [FakeEngine(), FakeEngine()]
+        addresses = [await stack.enter_async_context(serving(engine)) for engine in engines]
         client = await stack.enter_async_context(AsyncClassifier(f"ipv4:{','.join(addresses)}"))
         async with asyncio.timeout(20):
             while not all(engine.calls for engine in engines):
