@@ -14,13 +14,13 @@ from training.config import ConfigError
 from training.data.batches import Dataset
 from training.data.formats import DataError
 from training.data.sources import Unit
-from training.evaluation.metrics import predict_bundle
+from training.evaluation.metrics import Graph
 from training.files import replacing
 from training.progress import Display
 from training.teacher import Shares, Teacher
 
 SUFFIX = ".jsonl.gz"  # of the file; each line has text and label
-# Texts, so that those of a batch are about as long as one another; each time sessions begin anew.
+# Texts, so that those of a batch are about as long as one another.
 AT_ONCE = 8192
 
 
@@ -30,6 +30,7 @@ class Ensemble:
     Lakshminarayanan, Pritzel and Blundell 2017, section 2.4)."""
 
     bundles: tuple[Bundle, ...]
+    graphs: tuple[Graph, ...]
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle]) -> Self:
@@ -41,7 +42,7 @@ class Ensemble:
                     f"{one.path}: labels={list(one.manifest.labels)}, and {first.path} has "
                     f"{list(first.manifest.labels)}"
                 )
-        return cls(tuple(bundles))
+        return cls(tuple(bundles), tuple(map(Graph, bundles)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -51,9 +52,9 @@ class Ensemble:
     def probabilities(self, texts: Sequence[str]) -> Shares:
         """Probabilities [N, C] of texts [N]."""
         said = []
-        for bundle in self.bundles:
+        for bundle, graph in zip(self.bundles, self.graphs, strict=True):
             encodings = bundle.tokenizer.encode_batch(texts, offsets=False)
-            said.append(predict_bundle(bundle, Dataset.encode(encodings)))
+            said.append(graph.predict(Dataset.encode(encodings)))
         return np.mean(said, axis=0)
 
 

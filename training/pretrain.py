@@ -7,7 +7,6 @@ import torch
 
 from model.bundle import TOKENIZER
 from training.config import ConfigError, RunConfig
-from training.data.batches import TrainingBatches
 from training.encoding import corpus
 from training.initial import begin_with_vectors
 from training.loop.objectives import Detection
@@ -59,17 +58,8 @@ def begin(run: Run) -> Trainer:
     )
     unlabelled = np.full(len(splits.unlabelled), len(splits.sources))
     epochs = [*(source.epochs for source in splits.sources), 1.0]
-    batches = TrainingBatches(
-        dataset=texts,
-        source_of_row=np.concatenate([splits.train.sources, unlabelled]),
-        source_epochs=epochs,
-        source_stages=[1] * len(epochs),
-        max_batch_tokens=config.train.max_batch_tokens,
-        crop_tokens=config.train.crop_tokens,
-        seed=config.train.seed,
-        rank=where.rank,
-        world_size=where.world_size,
-    )
+    source_of_row = np.concatenate([splits.train.sources, unlabelled])
+    batches = run.batches(texts, source_of_row, epochs, stages=[1] * len(epochs))
     objective = Detection(
         run.encoded.validation,
         Replacer(texts, network.config.vocab_size, where.device),

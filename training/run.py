@@ -1,18 +1,20 @@
 """One run: what it goes by, and the folder in which it is kept and goes on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from training.config import ConfigError, RunConfig
-from training.data.batches import TrainingBatches
+from training.data.batches import Dataset, TrainingBatches
 from training.encoding import Encoded, encode_splits
 from training.loop.objectives import Classification
 from training.loop.trainer import Ranks, Trainer
@@ -67,19 +69,36 @@ class Run:
         torch.manual_seed(self.config.train.seed)
         return TextClassifier(self.shape)
 
-    def trainer(self, network: TextClassifier, identity: str) -> Trainer:
-        """The loop over these rows; its checkpoints in `folder` are known by `identity`."""
-        train = self.config.train
-        batches = TrainingBatches(
-            dataset=self.encoded.train,
-            source_of_row=self.splits.train.sources,
-            source_epochs=[source.epochs for source in self.splits.sources],
-            source_stages=[source.stage for source in self.splits.sources],
+    def batches(
+        self,
+        dataset: Dataset,
+        source_of_row: npt.NDArray[np.int64],
+        epochs: Sequence[float],
+        stages: Sequence[int],
+    ) -> TrainingBatches:
+        """This process's batches of a dataset [N], as large as configured; `source_of_row` [N]
+        says whose `epochs` and `stages` are each row's."""
+        train, where = self.config.train, self.where
+        return TrainingBatches(
+            dataset=dataset,
+            source_of_row=source_of_row,
+            source_epochs=epochs,
+            source_stages=stages,
             max_batch_tokens=train.max_batch_tokens,
             crop_tokens=train.crop_tokens,
             seed=train.seed,
-            rank=self.where.rank,
-            world_size=self.where.world_size,
+            rank=where.rank,
+            world_size=where.world_size,
+        )
+
+    def trainer(self, network: TextClassifier, identity: str) -> Trainer:
+        """The loop over these rows; its checkpoints in `folder` are known by `identity`."""
+        train, sources = self.config.train, self.splits.sources
+        batches = self.batches(
+            self.encoded.train,
+            self.splits.train.sources,
+            epochs=[source.epochs for source in sources],
+            stages=[source.stage for source in sources],
         )
         objective = Classification(
             self.encoded.validation, train.token_dropout, train.label_smoothing
@@ -94,15 +113,13 @@ def run_folder(folder: Path, where: Ranks) -> Iterator[None]:
 
     Two runs in one would each go on from, and release, what the other wrote. Raises `ConfigError`.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, blocking=False) if where.first else contextlib.nullcontext()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(lock)
-            held = stack.pop_all()
-    except Timeout as error:
-        raise ConfigError(f"--run-dir {folder}: another process is training there") from error
-    except OSError as error:
-        raise ConfigError(f"--run-dir {folder}: cannot be written: {error.strerror}") from error
-    with held:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if where.first:
+                held.enter_context(FileLock(folder / LOCK, blocking=False))
+        except Timeout as error:
+            raise ConfigError(f"--run-dir {folder}: another process is training there") from error
+        except OSError as error:
+            raise ConfigError(f"--run-dir {folder}: cannot be written: {error.strerror}") from error
         yield

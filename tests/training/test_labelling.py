@@ -39,7 +39,7 @@ class Failing:
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def __call__(self, bundle, dataset) -> np.ndarray:
+    def __call__(self, dataset) -> np.ndarray:
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("out of memory")
@@ -48,7 +48,7 @@ class Failing:
 
 def test_several_bundles_say_the_mean_of_what_each_says(bundle, monkeypatch):
     said = iter(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], "f4"))
-    monkeypatch.setattr("training.labelling.predict_bundle", lambda *_: next(said))
+    monkeypatch.setattr("training.labelling.Graph.predict", lambda *_: next(said))
     mean = Ensemble.of([bundle, bundle]).probabilities(["text"])
     np.testing.assert_allclose(mean, [[0.65, 0.35]], rtol=1e-6)
 
@@ -87,7 +87,7 @@ def test_sentences_are_labelled_one_by_one(tiny_bundle, texts, tmp_path):
 def test_a_file_that_cannot_be_is_refused_before_the_work(
     out, reason, tiny_bundle, texts, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("training.labelling.predict_bundle", None)
+    monkeypatch.setattr("training.labelling.Graph.predict", None)
     assert label([tiny_bundle], texts, tmp_path / out) == 2
     assert reason in capsys.readouterr().err
 
@@ -106,7 +106,7 @@ def test_labels_of_before_stay_until_all_are_new(tiny_bundle, texts, tmp_path, m
     assert label([tiny_bundle], texts, out, "--quiet") == 0
     before = out.read_bytes()
     monkeypatch.setattr("training.labelling.AT_ONCE", 1)
-    monkeypatch.setattr("training.labelling.predict_bundle", Failing(after=1))
+    monkeypatch.setattr("training.labelling.Graph.predict", Failing(after=1))
     with pytest.raises(RuntimeError, match="out of memory"):
         label([tiny_bundle], texts, out, "--quiet")
     assert out.read_bytes() == before

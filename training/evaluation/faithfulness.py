@@ -23,6 +23,7 @@ SHARES = (0.05, 0.1, 0.2, 0.5)  # of a text's tokens, erased or left
 FEWEST_TOKENS = 8  # of fewer, the smaller shares are all the same token
 EXPLAINED_TOKENS = 2048  # of a batch: attention over all pairs takes room
 CHANCE = "chance"
+MEASURES = ("comprehensiveness", "sufficiency")  # of an `Erasure`
 # Each as a score of every token; the first two are signed, toward the answer.
 VIEWS = ("contributions", "evidence", "pooling_attention", "attentions")
 
@@ -39,7 +40,7 @@ class Erasure:
     def figures(self) -> dict[str, float]:
         """Means over the texts, and their standard errors."""
         figures = {}
-        for name in ("comprehensiveness", "sufficiency"):
+        for name in MEASURES:
             falls = getattr(self, name)
             figures[name] = float(falls.mean())
             figures[f"{name}_error"] = float(falls.std(ddof=1) / len(falls) ** 0.5)
@@ -128,5 +129,4 @@ def table(erasures: Mapping[str, Erasure], texts: int) -> Table:
 
 
 def _cells(figures: Mapping[str, float]) -> list[str]:
-    names = ("comprehensiveness", "sufficiency")
-    return [f"{figures[name]:.3f} ± {1.96 * figures[f'{name}_error']:.3f}" for name in names]
+    return [f"{figures[name]:.3f} ± {1.96 * figures[f'{name}_error']:.3f}" for name in MEASURES]

@@ -7,11 +7,15 @@ from training.config import TrainConfig
 from training.loop.optimizers import Optimizers
 
 
-def moved(config: TrainConfig, *steps: float) -> dict[str, torch.Tensor]:
-    """By how much each weight of a small network moves, by its name, where all slopes are 1."""
+def small_network() -> TextClassifier:
     torch.manual_seed(0)
     shape = {"vocab_size": 20, "classes": 2, "d_model": 8, "heads": 2, "d_ff": 8}
-    network = TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+    return TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+
+
+def moved(config: TrainConfig, *steps: float) -> dict[str, torch.Tensor]:
+    """By how much each weight of a small network moves, by its name, where all slopes are 1."""
+    network = small_network()
     before = {name: of.detach().clone() for name, of in network.named_parameters()}
     optimizers = Optimizers(network, config)
     for rate in steps:
@@ -44,9 +48,7 @@ def test_every_weight_goes_by_the_rate_of_the_step(kind):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_nothing_pulls_at_shrinks_but_for_tables_and_scales(optimizer):
-    torch.manual_seed(0)
-    shape = {"vocab_size": 20, "classes": 2, "d_model": 8, "heads": 2, "d_ff": 8}
-    network = TextClassifier(ModelConfig(**shape, layers=1, max_tokens=8, ngrams=0))
+    network = small_network()
     before = {name: of.detach().clone() for name, of in network.named_parameters()}
     config = TrainConfig(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
     optimizers = Optimizers(network, config)
