@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from model.bundle import Bundle
 from model.graph import extract
 from model.tokenizer import UNK_ID
+from service import cuda
+from service.agreement import differences
 from service.backend import BackendGone, Outputs
 from service.buffers import Buffers
 from service.types import IntArray, Variant
@@ -25,12 +26,8 @@ from service.types import IntArray, Variant
 Device = Literal["auto", "cpu", "cuda"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP_SHAPES = ((1, 1), (1, 16), (4, 32))
-CUDA_OPTIONS = {
-    # An arena that doubles would take the whole device for what is bounded.
-    "arena_extend_strategy": "kSameAsRequested",
-    # Ten bits of mantissa save a third at most, and cost the account three digits.
-    "use_tf32": "0",
-}
+PROVEN_SHAPES = ((1, 1), (3, 16), (4, 64))
+TOLERANCE = 1e-3  # of any element; in single precision a GPU is off by a thousandth of that
 
 
 class DeviceError(RuntimeError):
@@ -53,35 +50,41 @@ class OrtBackend:
         threads: int = 0,
         bind: bool | None = None,
         graphs: bool = False,
+        max_batch_tokens: int | None = None,
     ) -> None:
         """`threads` 0 takes the CPU quota of this process; `bind` says whether to run in buffers
         kept on the device, None: on a GPU; `graphs`, whether what a batch launches there is
-        recorded and launched as one. Raises `DeviceError`."""
+        recorded and launched as one; no batch has more than `max_batch_tokens`, by which what is
+        taken of a GPU's memory is bounded. Raises `DeviceError`."""
         self.provider = choose_provider(device)
-        cuda = self.provider == CUDA
-        self.parallel = 2 if cuda else threads or cpu_quota()
-        self.prompt = not cuda
+        on_gpu = self.provider == CUDA
+        self.parallel = 2 if on_gpu else threads or cpu_quota()
+        self.prompt = not on_gpu
         self._max_tokens = bundle.manifest.max_tokens
-        if graphs and not cuda:
+        # What this device has still to show that it computes; a CPU is what it is held against.
+        self._unproven: Bundle | None = bundle if on_gpu else None
+        if graphs and not on_gpu:
             raise DeviceError("cuda_graphs=True: only a GPU has graphs, and the device is a CPU")
         # What another thread does on the device spoils a recording: batches then take turns.
         self._recording = Lock() if graphs else None
         # Maps over all pairs of tokens are too large to pad and keep.
-        bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and cuda) else set()
+        bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and on_gpu) else set()
         self._free: dict[Variant, deque[Buffers]] = {variant: deque() for variant in bound}
-        self._sessions = {v: self._session(bundle.graph, v) for v in Variant}
+        self._sessions = {v: self._session(bundle, v, max_batch_tokens) for v in Variant}
 
-    def _session(self, graph: onnx.ModelProto, variant: Variant) -> onnxruntime.InferenceSession:
+    def _session(
+        self, bundle: Bundle, variant: Variant, max_batch_tokens: int | None
+    ) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        part = extract(graph, variant.value).SerializeToString()
-        own = dict(CUDA_OPTIONS) if self.provider == CUDA else {}
+        part = extract(bundle.graph, variant.value).SerializeToString()
         recorded = self._recording is not None and variant in self._free
-        if recorded:
-            own["enable_cuda_graph"] = "1"
+        own = {}
+        if self.provider == CUDA:
+            own = cuda.options(bundle.manifest.config, len(part), max_batch_tokens, recorded)
         try:
             session = onnxruntime.InferenceSession(part, options, providers=[(self.provider, own)])
         except Fail as error:
@@ -99,11 +102,26 @@ class OrtBackend:
         return session
 
     def warm_up(self) -> None:
-        """Run every variant at a few shapes."""
+        """Run every variant at a few shapes. Raises `DeviceError` where a GPU does not answer as a
+        CPU does."""
         for variant in Variant:
             for rows, width in WARM_UP_SHAPES:
                 ids = np.full((rows, width), UNK_ID, dtype=np.int64)
                 self.run(ids, np.ones_like(ids), variant)
+        if self._unproven is not None:
+            self._prove(self._unproven)
+            self._unproven = None
+
+    def _prove(self, bundle: Bundle) -> None:
+        cpu = OrtBackend(bundle, device="cpu", threads=1)
+        found = differences(self, cpu, bundle.tokenizer.vocab_size, self._max_tokens, PROVEN_SHAPES)
+        off = {output: gap for output, gap in found.items() if not gap <= TOLERANCE}
+        if off:
+            told = ", ".join(f"{output} by {gap:.3g}" for output, gap in off.items())
+            raise DeviceError(
+                f"{self.provider} answers otherwise than a CPU: {told}, where {TOLERANCE:g} is "
+                "borne; serve with --device cpu"
+            )
 
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
         """See `Backend.run`. The interpreter lock is free meanwhile."""

@@ -164,6 +164,7 @@ class Server:
             device=settings.device,
             threads=settings.threads,
             graphs=settings.cuda_graphs,
+            max_batch_tokens=settings.max_batch_tokens,
         )
         return bundle, backend
 

@@ -90,6 +90,7 @@ class NullBackend(CountingBackend):
         ids = np.ones((1, 1), np.int64)
         self._one = {v: super(CountingBackend, self).run(ids, ids, v) for v in Variant}
         self._made: dict[tuple[Variant, int, int], Outputs] = {}
+        self._unproven = None  # it answers as no device does
 
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
         """See `Backend.run`."""

@@ -1,4 +1,6 @@
 import builtins
+import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
-from service import ort_backend
+from service import cuda, ort_backend
 from service.backend import BackendGone
 from service.ort_backend import DeviceError, OrtBackend, choose_provider, cpu_quota
 from service.types import Variant
@@ -72,6 +75,37 @@ def test_a_device_that_is_not_there_is_refused_by_name():
 def test_a_cpu_has_no_graphs(bundle):
     with pytest.raises(DeviceError, match="cuda_graphs=True: only a GPU has graphs"):
         OrtBackend(bundle, device="cpu", graphs=True)
+
+
+def test_a_gpu_is_told_how_much_of_it_a_session_may_take(monkeypatch, bundle):
+    class Asked(Exception):
+        """Of a session, with these providers."""
+
+    def ask(part: bytes, _: object, providers: object) -> None:
+        raise Asked(len(part), providers)
+
+    monkeypatch.setattr(ort_backend, "choose_provider", lambda _: ort_backend.CUDA)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", ask)
+    with pytest.raises(Asked) as asked:
+        OrtBackend(bundle, device="cuda", max_batch_tokens=512)
+    weights, providers = asked.value.args
+    config = bundle.manifest.config
+    assert providers == [(ort_backend.CUDA, cuda.options(config, weights, 512, recorded=False))]
+
+
+def test_a_device_that_answers_otherwise_than_a_cpu_does_not_start(bundle):
+    other = copy.deepcopy(bundle.graph)
+    weight = next(one for one in other.graph.initializer if one.name == "network.head.bias")
+    values = numpy_helper.to_array(weight) + np.float32([0.01, 0.0])
+    weight.CopyFrom(numpy_helper.from_array(values.astype(np.float32), weight.name))
+    backend = OrtBackend(bundle, device="cpu", threads=1)
+    backend._unproven = bundle
+    backend.warm_up()
+    backend._unproven = dataclasses.replace(bundle, graph=other)
+    with pytest.raises(
+        DeviceError, match=r"answers otherwise than a CPU: logits by 0\.01, .*0\.001"
+    ):
+        backend.warm_up()
 
 
 def test_two_runtimes_over_each_other_are_refused(monkeypatch):

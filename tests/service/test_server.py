@@ -31,6 +31,7 @@ async def until(server: Server, status: Any) -> None:
 
 async def test_engine_and_backend_get_what_the_operator_chose(settings, monkeypatch):
     given: dict[str, Any] = {}
+    backends: list[int] = []
     engine, backend = Engine.__init__, OrtBackend.__init__
 
     def note_engine(self: Engine, *parts: Any, **options: Any) -> None:
@@ -39,6 +40,7 @@ async def test_engine_and_backend_get_what_the_operator_chose(settings, monkeypa
 
     def note_backend(self: OrtBackend, *parts: Any, **options: Any) -> None:
         given.update(options)
+        backends.append(options["max_batch_tokens"])
         backend(self, *parts, **options)
 
     monkeypatch.setattr(Engine, "__init__", note_engine)
@@ -55,6 +57,7 @@ async def test_engine_and_backend_get_what_the_operator_chose(settings, monkeypa
     assert given.pop("room").most == chosen.pop("max_held_bytes")
     assert {name: given[name] for name in chosen} == chosen
     assert given["device"] == "cpu"
+    assert backends == [777]
     await server.close()
 
 

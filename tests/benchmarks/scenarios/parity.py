@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from model.bundle import read_bundle
+from service.agreement import differences
 from service.ort_backend import Device, OrtBackend
 from service.types import Variant
 from tests.benchmarks.bench import Bench
@@ -30,18 +29,6 @@ def run(bench: Bench) -> Result:
 def compare(folder: Path, device: Device, seed: int) -> Figures:
     """By output."""
     bundle = read_bundle(folder)
-    here, there = (OrtBackend(bundle, device=kind) for kind in ("cpu", device))
-    generator = np.random.default_rng(seed)
-    gaps = dict.fromkeys(SHOWN, 0.0)
-    for rows, width in SHAPES:
-        width = min(width, bundle.manifest.max_tokens)
-        lengths = generator.integers(1, width + 1, rows)
-        lengths[0] = width
-        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-        ids = generator.integers(3, bundle.tokenizer.vocab_size, mask.shape) * mask
-        for variant in Variant:
-            expected, got = (one.run(ids, mask, variant) for one in (here, there))
-            for output in variant.value:
-                gap = float(np.abs(got[output] - expected[output]).max(initial=0))
-                gaps[output] = max(gaps[output], gap)
-    return gaps
+    there, here = (OrtBackend(bundle, device=kind) for kind in (device, "cpu"))
+    size, most = bundle.tokenizer.vocab_size, bundle.manifest.max_tokens
+    return differences(there, here, size, most, SHAPES, seed)
