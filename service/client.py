@@ -44,8 +44,8 @@ _SERVICE_CONFIG = json.dumps(
                     "maxBackoff": "1s",
                     "backoffMultiplier": 2,
                     # Answers have no side effects. A full queue tells when to come back, and the
-                    # library waits that long.
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                    # library waits that long. A call is cancelled from there when too many wait.
+                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
                 },
             }
         ],

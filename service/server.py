@@ -58,6 +58,10 @@ class Server:
                     "grpc.max_receive_message_length",
                     min(2 * settings.max_request_bytes, MOST),
                 ),
+                # Calls that the loop has not come to: where it is the limit they would pile up
+                # until all of them are too late. The library refuses them at no cost to the loop.
+                ("grpc.server.max_pending_requests", settings.max_waiting_calls // 2),
+                ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
                 # Answers are bounded before they are computed.
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", keepalive_ms),

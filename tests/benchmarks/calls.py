@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.benchmarks.figures import percentile
 
-REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
 ADDED = ("calls", "texts", "texts_ok", "refusals", "unheard")  # over loads, as rates are
 LONG_SHARE = 0.9  # a call is long if its request is larger than those of this share
 
@@ -21,8 +21,8 @@ LONG_SHARE = 0.9  # a call is long if its request is larger than those of this s
 class Call:
     """One call: when it was due and sent (monotonic seconds), how long it took, what came of it.
 
-    `told` is True where the server itself said why it failed; a deadline that passes without a
-    word from the server, or a lost connection, is the library's own finding.
+    `told` is True where the server itself failed it; a deadline that passes without a word from
+    the server, or a lost connection, is the library's own finding.
     """
 
     due: float
@@ -46,8 +46,8 @@ def summary(calls: Sequence[Call], deadline_s: float | None = None) -> dict[str,
     Rates are over the steady part of the run: from the first answer, or from when the first
     deadline was over, to the last call sent; of a run too short for that, over all of it. Goodput
     counts the texts of calls that were OK within the deadline. A refusal is a failure that the
-    server told of: the queue is full, the time will not do, or it is not serving. Latencies are
-    of calls that were OK.
+    server told of: the queue is full, too many wait, the time will not do, or it is not serving.
+    Latencies are of calls that were OK.
     """
     codes = Counter(one.code for one in calls)
     answered = [one for one in calls if one.code == "OK"]

@@ -157,7 +157,9 @@ class Generator:
 
 
 def _told(error: Any) -> bool:
-    return any(key == STATUS for key, _ in error.trailing_metadata() or ())
+    """Did the server say why, or cut the call off because too many wait?"""
+    said = any(key == STATUS for key, _ in error.trailing_metadata() or ())
+    return said or error.code() is grpc.StatusCode.CANCELLED
 
 
 def _code(number: int) -> str:

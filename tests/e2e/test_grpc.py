@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 
 import grpc
 import numpy as np
@@ -414,6 +415,36 @@ async def test_who_stays_connected_is_asked_to_connect_anew_and_loses_no_call(
                 assert (await stub.Classify(request)).predictions
         await stream.done_writing()
         assert await stream.code() is grpc.StatusCode.OK
+    await server.close()
+
+
+async def at_once(stub: rpc.ClassifierStub, number: int) -> Counter[grpc.StatusCode]:
+    """What came of so many calls of one text, sent before the server comes to any of them."""
+    calls = [stub.Classify(pb.ClassifyRequest(texts=["good"])) for _ in range(number)]
+    return Counter(await asyncio.gather(*(call.code() for call in calls)))
+
+
+async def test_calls_beyond_those_that_may_wait_are_cut_off_and_cost_no_other(settings):
+    server = await Server.start(settings.model_copy(update={"max_waiting_calls": 20}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = rpc.ClassifierStub(channel)
+        assert await at_once(stub, 5) == {grpc.StatusCode.OK: 5}
+        codes = await at_once(stub, 200)
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+        assert codes[grpc.StatusCode.OK] >= 10  # half of the limit is safe
+        assert await at_once(stub, 5) == {grpc.StatusCode.OK: 5}
+    await server.close()
+
+
+async def test_some_hundred_calls_at_once_may_wait_where_nothing_else_is_set(stub):
+    assert await at_once(stub, 400) == {grpc.StatusCode.OK: 400}
+
+
+async def test_the_client_tries_calls_again_that_were_cut_off(settings):
+    server = await Server.start(settings.model_copy(update={"max_waiting_calls": 20}))
+    async with AsyncClassifier(f"127.0.0.1:{server.port}") as client:
+        answers = await asyncio.gather(*(client.classify(["good"]) for _ in range(60)))
+    assert len(answers) == 60
     await server.close()
 
 
