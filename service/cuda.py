@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told of a GPU."""
+"""What ONNX Runtime is told of a GPU, and how much of it a session may take."""
 
 from model.config import ModelConfig
 

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
     max_waiting_calls: Count = Field(
-        1000,
+        512,
         description="calls that have come and wait to be looked at; from half of that on some are "
         "cut off, beyond it all: fewer where callers have deadlines, more where they send many "
         "calls at once",
