@@ -1,7 +1,7 @@
 """Training steps of our network and of the same sizes out of torch's own encoder.
 
 Batches are those of a run: texts of like length together. Both compute in bfloat16 where a run
-does, and on a GPU both are compiled.
+does, and on a GPU both have their layers compiled.
 """
 
 import itertools
@@ -71,8 +71,8 @@ class _Loop:
         self._device = device
         self._network = network.to(device).train()
         self._optimizers = Optimizers(network, CONFIG)
-        gpu = device.type == "cuda"
-        self._forward = torch.compile(network, dynamic=True) if gpu else network
+        if device.type == "cuda":
+            compile_layers(network)
         half = in_half_precision("auto", device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self._batches = _endless(batches)
@@ -91,11 +91,19 @@ class _Loop:
         batch = batch.to(self._device)
         input_ids = drop_tokens(batch.input_ids, batch.attention_mask, CONFIG.token_dropout)
         with self._autocast:
-            logits = self._forward(input_ids, batch.attention_mask)
+            logits = self._network(input_ids, batch.attention_mask)
         classification_loss(logits.float(), batch.targets, batch.rows, 0.0).backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), CONFIG.gradient_clip)
         self._optimizers.step(CONFIG.learning_rate)
         return int(batch.attention_mask.sum())
+
+
+def compile_layers(network: nn.Module) -> None:
+    """As a run does where asked: all layers of a network share what is compiled for one."""
+    encoder = network.encoder
+    layers = encoder.layers if isinstance(encoder, nn.TransformerEncoder) else encoder.stack()
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def _endless(batches: TrainingBatches) -> Iterator[TrainingBatch]:
