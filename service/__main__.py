@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from service.settings import EMBEDDED_BUNDLE, Settings, SettingsError, flag, load_settings
 
 if TYPE_CHECKING:
-    from service.client import Answer
+    from service.answers import Answer
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TEXTS_A_CALL = 256

@@ -8,7 +8,7 @@ import regex
 from rich.console import Console
 from rich.text import Text
 
-from service.client import Answer
+from service.answers import Answer
 from service.types import Token
 
 # A word as a reader sees it, accents that are code points of their own included; or a run of marks

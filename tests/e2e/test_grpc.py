@@ -14,7 +14,8 @@ from grpc_status import rpc_status
 
 from protos.realce.v1 import classifier_pb2 as pb
 from protos.realce.v1 import classifier_pb2_grpc as rpc
-from service.client import AsyncClassifier, array
+from service.answers import array
+from service.client import AsyncClassifier
 from service.server import Server, StartError
 from service.servicer import ClassifierServicer
 from service.settings import Settings
@@ -441,10 +442,14 @@ async def test_two_hundred_calls_at_once_may_wait_where_nothing_else_is_set(stub
 
 
 async def test_the_client_tries_calls_again_that_were_cut_off(settings):
-    server = await Server.start(settings.model_copy(update={"max_waiting_calls": 20}))
-    async with AsyncClassifier(f"127.0.0.1:{server.port}") as client:
-        answers = await asyncio.gather(*(client.classify(["good"]) for _ in range(60)))
-    assert len(answers) == 60
+    server = await Server.start(settings.model_copy(update={"max_waiting_calls": 80}))
+    target = f"127.0.0.1:{server.port}"
+    async with grpc.aio.insecure_channel(target) as channel:
+        codes = await at_once(rpc.ClassifierStub(channel), 70)
+    assert codes[grpc.StatusCode.CANCELLED] > 0
+    async with AsyncClassifier(target) as client:
+        answers = await asyncio.gather(*(client.classify(["good"]) for _ in range(70)))
+    assert len(answers) == 70
     await server.close()
 
 

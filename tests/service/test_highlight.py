@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from service.client import Answer
+from service.answers import Answer
 from service.highlight import by_word, show
 from service.types import Token
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import _toward_its_label, main
-from service.client import Answer
+from service.answers import Answer
 from service.settings import Settings, flag
 
 
