@@ -3,8 +3,9 @@
     with Classifier("127.0.0.1:50051") as classifier:
         answer = classifier.classify(["Não gostei nada."], views=["contributions"])
 
-Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. A call that
-found no server or a full queue is tried again, within its deadline. A proxy of the environment is
+Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. What
+found no server, or too many callers before it, is tried again within its deadline, a stream as long
+as nothing of it has been answered. A proxy of the environment is
 used, but not for this machine.
 """
 
@@ -41,10 +42,7 @@ _SERVICE_CONFIG = json.dumps(
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                "name": [
-                    {"service": "realce.v1.Classifier", "method": method}
-                    for method in ("Classify", "GetModel")
-                ],
+                "name": [{"service": "realce.v1.Classifier"}],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.05s",

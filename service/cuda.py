@@ -8,6 +8,7 @@ FIXED_BYTES = 128 << 20  # what there is whatever the batch: weights' copies, wo
 # of tokens, and for each layer, whose attention waits for its account; tensors of the tokens.
 PAIRS, PAIRS_OF_LAYER, TOKENS = 4, 3, 16
 PADDED = 2  # a batch is padded to powers of two
+PARALLEL = 2  # one runs while the next is made ready, and at times both run
 
 
 def options(
@@ -38,4 +39,4 @@ def arena_bytes(config: ModelConfig, weights: int, max_batch_tokens: int) -> int
     pairs = config.heads * config.max_tokens * (PAIRS + PAIRS_OF_LAYER * config.layers)
     tokens = TOKENS * max(config.d_model, config.d_ff)
     batch = PADDED * max_batch_tokens * (pairs + tokens) * FLOAT_BYTES
-    return FIXED_BYTES + 2 * weights + batch
+    return FIXED_BYTES + 2 * weights + PARALLEL * batch

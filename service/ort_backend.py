@@ -58,7 +58,7 @@ class OrtBackend:
         taken of a GPU's memory is bounded. Raises `DeviceError`."""
         self.provider = choose_provider(device)
         on_gpu = self.provider == CUDA
-        self.parallel = 2 if on_gpu else threads or cpu_quota()
+        self.parallel = cuda.PARALLEL if on_gpu else threads or cpu_quota()
         self.prompt = not on_gpu
         self._max_tokens = bundle.manifest.max_tokens
         # What this device has still to show that it computes; a CPU is what it is held against.

@@ -59,11 +59,13 @@ class Settings(BaseSettings):
     )
     max_batch_tokens: Count = Field(2048, description="padded tokens computed in one batch")
     max_queue_tokens: Count = Field(131_072, description="tokens waiting before calls are refused")
-    max_waiting_calls: Count = Field(
+    max_waiting_calls: int = Field(
         512,
+        ge=1,
+        lt=1 << 31,
         description="calls that have come and wait to be looked at; from half of that on some are "
-        "cut off, beyond it all: fewer where callers have deadlines, more where they send many "
-        "calls at once",
+        "cut off, beyond it all, and the log does not know of them: fewer where callers have "
+        "deadlines, more where many call at once",
     )
     hang_s: float = Field(
         30.0,

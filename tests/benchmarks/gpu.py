@@ -19,7 +19,7 @@ SCENARIOS = (
     "reload",
     "training",
 )
-SERVE = "--max-batch-tokens 16384 --max-queue-tokens 1048576 --max-waiting-calls 256"
+SERVE = "--max-batch-tokens 16384 --max-queue-tokens 1048576"
 OPTIONS = ("--device", "cuda", "--count", "8192", "--serve", SERVE)
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import grpc
 import numpy as np
@@ -419,6 +420,14 @@ async def test_who_stays_connected_is_asked_to_connect_anew_and_loses_no_call(
     await server.close()
 
 
+async def _streamed(client: AsyncClassifier) -> list[object]:
+    async def batches() -> AsyncIterator[list[str]]:
+        yield ["good"]
+        yield ["bad"]
+
+    return [answers async for answers in client.classify_stream(batches())]
+
+
 async def at_once(stub: rpc.ClassifierStub, number: int) -> Counter[grpc.StatusCode]:
     """What came of so many calls of one text, sent before the server comes to any of them."""
     calls = [stub.Classify(pb.ClassifyRequest(texts=["good"])) for _ in range(number)]
@@ -449,7 +458,9 @@ async def test_the_client_tries_calls_again_that_were_cut_off(settings):
     assert codes[grpc.StatusCode.CANCELLED] > 0
     async with AsyncClassifier(target) as client:
         answers = await asyncio.gather(*(client.classify(["good"]) for _ in range(70)))
-    assert len(answers) == 70
+        assert len(answers) == 70
+        streams = await asyncio.gather(*(_streamed(client) for _ in range(70)))
+        assert [len(answers) for answers in streams] == [2] * 70
     await server.close()
 
 

@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class ClassifierStub:
     """Classifies short texts and, when asked, accounts for each answer token by token.
+
+    A call at fault fails with INVALID_ARGUMENT and google.rpc.BadRequest. Others may be sent again:
+    RESOURCE_EXHAUSTED tells when in google.rpc.RetryInfo, UNAVAILABLE comes from a server that starts,
+    ends or has lost its device, and CANCELLED without words from one for which too many calls wait.
     """
 
     def __init__(self, channel):
@@ -54,6 +58,10 @@ class ClassifierStub:
 
 class ClassifierServicer:
     """Classifies short texts and, when asked, accounts for each answer token by token.
+
+    A call at fault fails with INVALID_ARGUMENT and google.rpc.BadRequest. Others may be sent again:
+    RESOURCE_EXHAUSTED tells when in google.rpc.RetryInfo, UNAVAILABLE comes from a server that starts,
+    ends or has lost its device, and CANCELLED without words from one for which too many calls wait.
     """
 
     def Classify(self, request, context):
@@ -106,6 +114,10 @@ def add_ClassifierServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Classifier:
     """Classifies short texts and, when asked, accounts for each answer token by token.
+
+    A call at fault fails with INVALID_ARGUMENT and google.rpc.BadRequest. Others may be sent again:
+    RESOURCE_EXHAUSTED tells when in google.rpc.RetryInfo, UNAVAILABLE comes from a server that starts,
+    ends or has lost its device, and CANCELLED without words from one for which too many calls wait.
     """
 
     @staticmethod
