@@ -12,7 +12,7 @@ import pytest
 from protos.realce.v1 import classifier_pb2 as pb
 from service import servicer
 from service.client import AsyncClassifier, CallError, Classifier, channel_options
-from service.errors import Overloaded, Unavailable
+from service.errors import BackendFailed, DeadlineExceeded, Overloaded, Unavailable
 from service.servicer import ClassifierServicer
 from service.validation import Limits
 from tests.fakes import FakeEngine
@@ -66,6 +66,48 @@ async def test_retries_come_to_an_end_and_say_when_to_come_back(engine, client):
         await client.classify(["a"])
     assert failed.value.retry_after_s == 0.02
     assert engine.calls == 4
+
+
+@pytest.mark.parametrize(
+    ("failure", "calls"),
+    [
+        (Unavailable("draining"), 2),
+        (Overloaded("full", 0.02), 2),
+        (DeadlineExceeded("late"), 1),
+        (BackendFailed("poison"), 1),
+        (KeyError("fault"), 1),
+    ],
+)
+async def test_a_call_is_tried_again_only_where_that_may_help(engine, client, failure, calls):
+    engine.failures = [failure]
+    with contextlib.suppress(CallError):
+        await client.classify(["a"])
+    assert engine.calls == calls
+
+
+async def test_who_asks_for_the_model_tries_again_too(client, monkeypatch):
+    failures = [Unavailable("starting")]
+
+    def describe(_: FakeEngine, model=FakeEngine.description):
+        if failures:
+            raise failures.pop()
+        return model
+
+    monkeypatch.setattr(FakeEngine, "description", property(describe))
+    assert (await client.get_model()).description.name == "fake"
+
+
+async def test_where_most_calls_fail_none_is_tried_again(engine, client):
+    async def fail() -> None:
+        with pytest.raises(CallError):
+            await client.classify(["a"])
+
+    engine.failures = [Overloaded("full", 0.001)] * 200
+    for _ in range(20):
+        await fail()
+    before = engine.calls
+    await fail()
+    assert engine.calls == before + 1
 
 
 async def test_a_call_at_fault_is_not_tried_again_and_names_its_fields(engine, client):
@@ -268,7 +310,7 @@ async def test_a_call_may_have_less_time_than_the_client_gives(engine, target):
     assert all(deadline < began + 60 for deadline in engine.deadlines)
 
 
-async def drained(client: AsyncClassifier, timeout_s: float) -> None:
+async def drained(client: AsyncClassifier, timeout_s: float | None) -> None:
     async def batches():
         yield ["a"]
 
