@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -289,6 +290,39 @@ async def test_both_clients_choose_among_attentions(target, client, asked):
     for request in asked:
         assert list(request.attention_selection.layers) == [1]
         assert list(request.attention_selection.heads) == [3, 0]
+
+
+async def test_calls_have_a_deadline_by_default_and_streams_have_none(engine, target):
+    async with AsyncClassifier(target) as client:
+        await client.classify(["a"])
+        await drained(client, None)
+    with Classifier(target) as blocking:
+        await asyncio.to_thread(blocking.classify, ["a"])
+        await asyncio.to_thread(lambda: list(blocking.classify_stream([["a"]])))
+    assert [deadline is None for deadline in engine.deadlines] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("of_client", "of_call"), [(0.05, None), (500.0, 0.05), (500.0, 0)])
+async def test_a_server_that_says_nothing_is_waited_for_as_long_as_was_said(of_client, of_call):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        target = f"127.0.0.1:{mute.getsockname()[1]}"
+        client, blocking = (
+            kind(target, timeout_s=of_client) for kind in (AsyncClassifier, Classifier)
+        )
+        async with client:
+            for call in (
+                client.classify(["a"], timeout_s=of_call),
+                client.get_model(timeout_s=of_call),
+            ):
+                with pytest.raises(CallError, match="^DEADLINE_EXCEEDED"):
+                    await call
+        with blocking:
+            for call in (
+                lambda: blocking.classify(["a"], timeout_s=of_call),
+                lambda: blocking.get_model(timeout_s=of_call),
+            ):
+                with pytest.raises(CallError, match="^DEADLINE_EXCEEDED"):
+                    await asyncio.to_thread(call)
 
 
 async def test_a_call_may_have_less_time_than_the_client_gives(engine, target):
