@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
+import numpy as np
 import pytest
 
 from protos.realce.v1 import classifier_pb2 as pb
@@ -15,6 +17,7 @@ from service import servicer
 from service.client import AsyncClassifier, CallError, Classifier, channel_options
 from service.errors import BackendFailed, DeadlineExceeded, Overloaded, Unavailable
 from service.servicer import ClassifierServicer
+from service.types import Prediction, View
 from service.validation import Limits
 from tests.fakes import FakeEngine
 
@@ -205,10 +208,47 @@ async def test_a_stream_that_is_left_early_ends(client):
     assert taken == before
 
 
+async def test_a_stream_that_the_server_ends_says_so_after_its_answers(engine):
+    async def waiting():
+        yield ["four"]
+        await asyncio.to_thread(ended.wait)
+
+    def blocking():
+        yield ["four"]
+        ended.wait()
+
+    ended = threading.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ended.set)
+        server = await stack.enter_async_context(contextlib.AsyncExitStack())
+        target = await server.enter_async_context(serving(engine))
+        client = await stack.enter_async_context(AsyncClassifier(target))
+        stream = client.classify_stream(waiting())
+        outcomes = stack.enter_context(Classifier(target)).classify_stream(blocking())
+        for (answer,) in (await anext(stream), await asyncio.to_thread(next, outcomes)):
+            assert answer.logits["positive"] == 4.0
+        await server.aclose()
+        with pytest.raises(CallError):
+            await anext(stream)
+        with pytest.raises(CallError):
+            await asyncio.to_thread(list, outcomes)
+
+
 async def test_a_large_call_is_tried_again_too(engine, client):
     engine.failures = [Unavailable("draining"), Overloaded("full", 0.02)]
     assert len(await client.classify(["a" * 200] * 100 * 40)) == 4000
     assert engine.calls == 3
+
+
+async def test_an_answer_may_be_larger_than_grpc_takes_unless_told(engine, client, monkeypatch):
+    large = np.ones((4, 1 << 20), np.float32)  # 16 MiB
+
+    async def classify(*_: object) -> list[Prediction]:
+        return [Prediction([0.0, 1.0], [0.25, 0.75], {View.POOLING_ATTENTION: large})]
+
+    monkeypatch.setattr(engine, "classify", classify)
+    (answer,) = await client.classify(["a"], views=["pooling_attention"])
+    np.testing.assert_array_equal(answer.views["pooling_attention"], large)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +320,9 @@ def asked(monkeypatch) -> list[pb.ClassifyRequest]:
     return read
 
 
-async def test_both_clients_choose_among_attentions(target, client, asked):
+async def test_both_clients_ask_for_what_was_chosen(target, client, asked):
     chosen = {"views": ["attentions"], "layers": [1], "heads": [3, 0]}
+    chosen |= {"dtype": np.float16, "abstain": True}
     with contextlib.suppress(CallError):  # the fake has no attentions to give
         await client.classify(["a"], **chosen)
     with Classifier(target) as blocking, contextlib.suppress(CallError):
@@ -290,6 +331,24 @@ async def test_both_clients_choose_among_attentions(target, client, asked):
     for request in asked:
         assert list(request.attention_selection.layers) == [1]
         assert list(request.attention_selection.heads) == [3, 0]
+        assert request.data_type == pb.DATA_TYPE_FLOAT16
+        assert request.abstain
+
+
+async def test_both_clients_ask_it_for_every_batch_of_a_stream(target, client, asked):
+    async def batches():
+        yield ["a"]
+        yield ["b"]
+
+    async for _ in client.classify_stream(batches(), views=iter(["evidence"]), abstain=True):
+        pass
+    with Classifier(target) as blocking:
+        stream = blocking.classify_stream([["a"], ["b"]], views=iter(["evidence"]), abstain=True)
+        await asyncio.to_thread(list, stream)
+    assert [request.texts[0] for request in asked] == ["a", "b"] * 2
+    for request in asked:
+        assert list(request.views) == [pb.VIEW_EVIDENCE]
+        assert request.abstain
 
 
 async def test_calls_have_a_deadline_by_default_and_streams_have_none(engine, target):
