@@ -125,13 +125,27 @@ def test_auto_takes_cuda_where_it_is_and_never_falls_back(monkeypatch, bundle):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
-    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("", 8)],
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": ""}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
+    ],
 )
-def test_threads_follow_the_quota_of_the_container(monkeypatch, content, expected):
+def test_threads_follow_the_quota_of_the_container(monkeypatch, files, expected):
     def read_text(path: Path) -> str:
-        if str(path) == "/sys/fs/cgroup/cpu.max":
-            return content
+        name = str(path).removeprefix("/sys/fs/cgroup/")
+        if name in files:
+            return files[name]
         raise builtins.FileNotFoundError(path)
 
     monkeypatch.setattr(ort_backend.os, "sched_getaffinity", lambda _: set(range(8)))
