@@ -56,6 +56,20 @@ def test_answers_stay_when_their_buffers_are_used_again(bound):
         np.testing.assert_array_equal(first[name], values)
 
 
+def test_batches_in_turn_share_buffers_even_after_one_that_failed(bundle, plain):
+    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True)
+    ids, mask = batch(3, 11)
+    for shape in ((4, 13), (3, 11), (1, 30)):
+        backend.run(*batch(*shape), Variant.PLAIN)
+    with pytest.raises(RuntimeError, match="out of data bounds"):
+        backend.run(np.full_like(ids, 1 << 20), mask, Variant.PLAIN)
+    found = backend.run(ids, mask, Variant.PLAIN)
+    expected = plain.run(ids, mask, Variant.PLAIN)
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-6)
+    (buffers,) = backend._free[Variant.PLAIN]
+    assert sorted(buffers._buckets) == [(1, 32), (4, 16)]
+
+
 def test_buffers_are_few_and_none_is_beyond_what_the_model_reads(bundle, plain):
     most = bundle.manifest.max_tokens
     buffers = Buffers(plain._sessions[Variant.PLAIN], "cpu", most)
