@@ -44,12 +44,46 @@ def test_every_row_once_within_budget(lengths, shuffled):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "counts"), [([1.0, 1.0], [10, 4]), ([2.5, 0.5], [25, 2]), ([0.1, 3.0], [1, 12])]
+    ("epochs", "counts"),
+    [
+        ([1.0, 1.0], [10, 4]),
+        ([2.5, 0.5], [25, 2]),
+        ([0.1, 3.0], [1, 12]),
+        ([2.3, 0.2], [23, 1]),
+    ],
 )
 def test_sources_are_passed_as_often_as_asked(epochs, counts):
     source_of_row = np.array([0] * 10 + [1] * 4)
     rows = epoch_rows(source_of_row, epochs, np.random.default_rng(0))
     assert np.bincount(source_of_row[rows], minlength=2).tolist() == counts
+
+
+def test_rows_of_all_sources_are_mixed_and_so_are_passes():
+    source_of_row = np.repeat([0, 1], 50)
+    rows = epoch_rows(source_of_row, [1.0, 2.0], np.random.default_rng(0))
+    for part in (rows[:50], rows[50:100], rows[100:]):
+        assert set(source_of_row[part]) == {0, 1}
+    assert len({*rows[:75].tolist()}) < 75, "some rows are seen again before others are at all"
+
+
+def test_shuffled_batches_are_each_of_one_pool_and_long_ones_not_all_last():
+    rows, lengths = np.random.default_rng(1).permutation(64), np.arange(64) + 1
+    pool_of_row = np.argsort(rows) // 16
+    batches = plan(rows, lengths, 128, np.random.default_rng(0), pool=16)
+    assert all(len({*pool_of_row[batch].tolist()}) == 1 for batch in batches)
+    longest = [int(batch.max()) for batch in batches]
+    assert longest != sorted(longest)
+    pools = [int(pool_of_row[batch[0]]) for batch in batches]
+    assert pools != sorted(pools)
+    in_order = [int(batch.max()) for batch in plan(rows, lengths, 128)]
+    assert in_order == sorted(in_order)
+
+
+def test_joined_rows_are_those_of_the_one_then_those_of_the_other():
+    joined = dataset(1, 2).joined(dataset(3, 1))
+    assert joined.ids.tolist() == [10, 20, 21, 10, 11, 12, 20]
+    assert joined.starts.tolist() == [0, 1, 3, 6, 7]
+    assert joined.targets.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
 
 
 def rows_of(batch: TrainingBatch) -> list[int]:
@@ -70,8 +104,10 @@ def test_ranks_share_each_batch_and_epochs_differ():
         alone, batches(0, 2).iterate(0), batches(1, 2).iterate(0), strict=True
     ):
         assert first.rows == second.rows == whole.rows == len(whole.targets)
-        assert sorted([*rows_of(first), *rows_of(second)]) == sorted(rows_of(whole))
-        assert whole.input_ids[0::2].tolist() == first.input_ids.tolist()
+        for rank, part in enumerate((first, second)):
+            assert part.input_ids.tolist() == whole.input_ids[rank::2].tolist()
+            assert part.attention_mask.tolist() == whole.attention_mask[rank::2].tolist()
+            assert part.targets.tolist() == whole.targets[rank::2].tolist()
     again = list(batches(0, 1).iterate(0, first=2))
     assert [rows_of(b) for b in again] == [rows_of(b) for b in alone[2:]]
     other = list(batches(0, 1).iterate(1))
@@ -142,3 +178,20 @@ def test_rows_and_windows_are_drawn_anew_each_epoch_and_by_the_seed():
         for window, row in zip(batch.input_ids.tolist(), rows_of(batch), strict=True)
     ]
     assert len(set(firsts)) > 3
+
+
+def test_a_row_takes_of_a_batch_what_its_window_does():
+    batches = batches_of()
+    assert [len(rows) for rows in batches.plan(0)] == [4] * 5
+    assert [tuple(batch.input_ids.shape) for batch in batches.iterate(0)] == [(4, 3)] * 5
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(1, range(9)), (9, [0])])
+def test_windows_differ_between_epochs_and_between_batches(rows, epochs):
+    batches = TrainingBatches(dataset(*[50] * rows), np.zeros(rows, int), [1.0], [1], 3, 3, seed=0)
+    firsts = {
+        batch.input_ids[0, 0].item() - 10 * (rows_of(batch)[0] + 1)
+        for epoch in epochs
+        for batch in batches.iterate(epoch)
+    }
+    assert len(firsts) > 5
