@@ -46,6 +46,22 @@ def test_tokens_that_keep_the_same_company_are_alike():
     assert abs(found[10] @ found[20]) < 0.1
 
 
+def test_vectors_are_alike_as_far_as_smoothed_information_worked_out_in_full_says():
+    generator = np.random.default_rng(0)
+    rows = (3 + generator.zipf(1.6, (60, 12)) % 9).tolist()  # some tokens are much rarer
+    found, known = token_vectors(dataset(*rows), vocab_size=12, d_model=11, seed=0)
+    counts = counted_slowly(rows, 12)[3:, 3:]
+    word = counts.sum(axis=1)
+    context = word**0.75
+    chance = np.outer(word, context) / context.sum()
+    information = np.log(np.maximum(counts / chance, 1))
+    left, singular, _ = np.linalg.svd(information)
+    expected = left * np.sqrt(singular)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.flatnonzero(known).tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    np.testing.assert_allclose(found[3:] @ found[3:].T, expected @ expected.T, atol=1e-4)
+
+
 def test_special_tokens_never_have_a_vector():
     _, known = token_vectors(dataset(*[[0, 1, 2, 5, 6]] * 9), vocab_size=8, d_model=4, seed=0)
     assert np.flatnonzero(known).tolist() == [5, 6]
