@@ -23,6 +23,13 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize(("logit", "temperature"), [(0.1, 0.091), (1.0, 0.91), (20.0, 18.2)])
+def test_a_row_in_four_surely_wrong_leaves_three_quarters_to_be_sure_of(logit, temperature):
+    logits = np.array([[logit, 0]] * 3 + [[0, logit]], np.float32)
+    labels = np.zeros(4, np.int64)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.01)
+
+
 def test_no_row_has_a_say_in_its_own_temperature():
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 3, (50, 2)).astype(np.float32)
