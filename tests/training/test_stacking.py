@@ -91,6 +91,48 @@ def test_a_linear_part_is_fitted_once_for_the_same_rows(tmp_path, monkeypatch):
         with_linear_part(stronger, encoded(other, held_out), network, tmp_path, WHERE)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": dataclasses.replace(token_rows(80), targets=token_rows(80).targets[:, ::-1])},
+        {"domains": np.eye(2, dtype="f4")[np.arange(80) % 2]},
+        {"languages": np.array(["en", "pt"] * 40)},
+        {"pieces": [*PIECES[:59], PIECES[4]]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_linear_part_of_other_rows_is_never_taken_for_theirs(tmp_path, change):
+    sources = [{"name": name, "path": "-", "domain": name} for name in "ab"]
+    config = CONFIG.model_validate(CONFIG.model_dump() | {"sources": sources})
+    known = {
+        "train": token_rows(80),
+        "held_out": token_rows(40),
+        "domains": np.eye(2, dtype="f4")[np.arange(80) // 40],
+        "languages": np.array(["en"] * 40 + ["pt"] * 40),
+    }
+    other = encoded(**known | change)
+    network = random_network(classes=2, **SHAPE)
+    used, fresh = tmp_path / "used", tmp_path / "fresh"
+    used.mkdir()
+    fresh.mkdir()
+    with_linear_part(config, encoded(**known), network, used, WHERE)
+    first, expected = (
+        with_linear_part(config, other, network, folder, WHERE) for folder in (used, fresh)
+    )
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(first.state_dict()[name], weight), name
+
+
+def test_a_small_validation_set_has_as_much_say_as_a_large_one(tmp_path):
+    small, large = token_rows(40), token_rows(400, wrong=0.5)
+    held = dataclasses.replace(
+        encoded(token_rows(80), small), validation={"small": small, "large": large}
+    )
+    both = with_linear_part(CONFIG, held, random_network(classes=2, **SHAPE), tmp_path, WHERE)
+    sure = softmax(predict(both, small, WHERE.device)).max(axis=1).mean()
+    assert sure == pytest.approx(0.75, abs=0.03)
+
+
 def test_words_that_begin_alike_are_expected_to_say_alike(tmp_path):
     train, held_out = (token_rows(count, ids=(3, 59)) for count in (80, 40))
     once = np.flatnonzero(train.labels)[0]
