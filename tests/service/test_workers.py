@@ -1,5 +1,6 @@
 """Several processes on one port, as the operator sees them."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from service import workers
 from service.client import Classifier
 from service.server import StartError
 from service.settings import Settings, load_settings
@@ -73,9 +75,10 @@ def test_workers_share_a_port_and_end_together_at_a_signal(tiny_bundle):
         assert all(gone(pid) for pid in workers.pids)
 
 
-def test_a_worker_that_ends_takes_the_others_with_it(tiny_bundle):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_ends_however_well_takes_the_others_with_it(tiny_bundle, number):
     with two_workers(tiny_bundle) as workers:
-        os.kill(workers.pids[0], signal.SIGKILL)
+        os.kill(workers.pids[0], number)
         assert workers.process.wait(20) != 0
         assert all(gone(pid) for pid in workers.pids)
 
@@ -111,6 +114,44 @@ def test_a_worker_gets_every_setting_and_its_share_of_the_threads(monkeypatch):
     changed = {"grpc": "127.0.0.1:7", "workers": 1, "threads": 2, "reuse_port": True}
     assert worker.model_dump() == settings.model_dump() | changed
     assert (worker.max_texts, worker.reflection) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("threads", "number", "share"), [(0, 2, 4), (0, 3, 2), (0, 9, 1), (6, 2, 3), (1, 4, 1)]
+)
+def test_workers_share_what_this_process_may_use(monkeypatch, threads, number, share):
+    monkeypatch.setattr(workers, "cpu_quota", lambda: 8)
+    settings = Settings(threads=threads, workers=number)
+    assert worker_settings(settings, "127.0.0.1:7").threads == share
+
+
+async def test_a_worker_that_will_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "LAST_WORD_S", 0.05)
+    code = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); "
+        "signal.pause()"
+    )
+    deaf = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    assert deaf.stdout is not None
+    await deaf.stdout.readline()
+    await workers._end([deaf], 0.0)
+    assert deaf.returncode == -signal.SIGKILL
+
+
+def test_a_port_that_workers_have_just_left_is_free():
+    with socket.socket() as before:
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        before.bind(("127.0.0.1", 0))
+        before.listen()
+        host, port = before.getsockname()
+        with socket.create_connection((host, port)) as caller:
+            before.accept()[0].close()  # who hangs up first has the port linger
+            assert not caller.recv(1)
+    with reserve(Settings(grpc=f"{host}:{port}")) as held:
+        assert held == f"{host}:{port}"
 
 
 def test_a_port_somebody_listens_on_is_refused_even_if_shared():
