@@ -25,11 +25,17 @@ def table(folder, rows):
     return path
 
 
-def one_in_four_wrong(rows):
-    """One label in four is the other: the bundle, which knows the rows by heart, is right in three
-    quarters of them and much surer than that."""
+def wrong(rows, every):
+    """One label in so many is the other, and the bundle knows the rows by heart."""
     other = {"negative": "positive", "positive": "negative"}
-    return [[text, other[label] if i % 4 == 0 else label] for i, (text, label) in enumerate(rows)]
+    return [
+        [text, other[label] if i % every == 0 else label] for i, (text, label) in enumerate(rows)
+    ]
+
+
+def one_in_four_wrong(rows):
+    """The bundle is right in three quarters of them and much surer than that."""
+    return wrong(rows, 4)
 
 
 def encoded(bundle, texts):
@@ -78,6 +84,16 @@ def test_weights_in_half_precision_stay_so(tiny_bundle, reviews, tmp_path):
     assert kinds[0] == kinds[1] == kinds[2]
 
 
+def test_fifty_rows_are_enough_and_the_version_is_the_one_given(tiny_bundle, reviews, tmp_path):
+    data, out = table(tmp_path, one_in_four_wrong(reviews[:50])), tmp_path / "calibrated"
+    command = ["calibrate", str(tiny_bundle), str(data), "--out", str(out), "--version", "7.1"]
+    assert main(command) == 0
+    before, after = (read_bundle(path).manifest for path in (tiny_bundle, out))
+    assert after.version == "7.1"
+    told = {"name", "labels", "languages", "sources", "license"}
+    assert after.model_dump(include=told) == before.model_dump(include=told)
+
+
 def test_a_version_that_no_bundle_may_have_is_refused(tiny_bundle, tmp_path, capsys):
     out = tmp_path / "calibrated"
     command = ["calibrate", str(tiny_bundle), str(REVIEWS), "--out", str(out), "--version", "a b"]
@@ -91,6 +107,7 @@ def test_a_version_that_no_bundle_may_have_is_refused(tiny_bundle, tmp_path, cap
     [
         (lambda rows: rows[:49], "mine: 49 rows; a temperature takes 50 at least"),
         (lambda rows: rows, "rows are answered right; that does not say how sure to be"),
+        (lambda rows: wrong(rows, 1), "rows are answered wrong; that does not say how sure to be"),
         (lambda rows: [[text, "great"] for text, _ in rows], "great"),
     ],
 )
