@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from service.answers import Answer
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+BYTE_ORDER_MARK = "\ufeff"  # as some editors begin a file
 TEXTS_A_CALL = 256
 MOST_S = 86_400
 REFUSED, FAILED = 2, 1
@@ -204,7 +205,8 @@ def _seconds(value: str) -> float:
 def _lines() -> list[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read
-    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    lines = (line.rstrip("\n").removeprefix(BYTE_ORDER_MARK) for line in sys.stdin)
+    return [line for line in lines if line.strip()]
 
 
 def _is_unicode(text: str) -> bool:

@@ -81,6 +81,8 @@ def reserve(settings: Settings) -> Iterator[str]:
                     place = alone.getsockname()
             held = stack.enter_context(socket.socket(family, kind, protocol))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # A port lingers after a server that hung up first, and shared none.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind(place)
         except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
             raise StartError(

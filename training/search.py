@@ -73,7 +73,7 @@ class Search:
         if found != identity:
             raise ConfigError(
                 f"{journal}: belongs to another configuration or other data ({found}, this search "
-                f"is {identity}); choose another run folder or delete it"
+                f"is {identity}); choose another run folder with --run-dir, or delete it"
             )
         self.study.set_user_attr("identity", identity)
 

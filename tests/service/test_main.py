@@ -132,6 +132,15 @@ def test_many_lines_are_asked_for_in_several_calls(served, capsys, monkeypatch):
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == 1500
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(served, capsys, monkeypatch):
+    address, _ = served
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffI loved it\n\ufeff\n"))
+    assert main(["classify", "-", "--json", "--explain", "--target", address]) == 0
+    (prediction,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert prediction["tokens"][0]["start"] == 0
+    assert "\ufeff" not in "".join(token["text"] for token in prediction["tokens"])
+
+
 def test_what_is_answered_is_shown_whatever_comes_after_it(served, capsys, monkeypatch):
     address, _ = served
     lines = ["I loved it"] * 299 + ["x" * 300_000]

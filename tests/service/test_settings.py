@@ -32,6 +32,7 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch):
             "^--max-answer-bytes=900 exceeds --max-held-bytes=100$",
         ),
         ({"max_texts": str(1 << 32)}, "--max-texts=4294967296: .*less than 4294967296"),
+        ({"max_waiting_calls": str(1 << 31)}, "--max-waiting-calls=2147483648: .*less than"),
     ],
 )
 def test_impossible_values_are_refused_with_key_value_and_reason(flags, reason):

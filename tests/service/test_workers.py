@@ -140,10 +140,11 @@ async def test_a_worker_that_will_not_end_is_killed(monkeypatch):
     assert deaf.returncode == -signal.SIGKILL
 
 
-def test_a_port_that_workers_have_just_left_is_free():
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_port_that_a_server_has_just_left_is_free(shared):
     with socket.socket() as before:
         before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         before.bind(("127.0.0.1", 0))
         before.listen()
         host, port = before.getsockname()

@@ -98,7 +98,7 @@ def run_config(options: argparse.Namespace) -> RunConfig:
     overrides: dict[str, Any] = {}
     for assignment in options.set:
         key, sign, value = assignment.partition("=")
-        if not sign:
+        if not (key and sign):
             raise ConfigError(f"--set {assignment}: must be KEY=VALUE")
         overrides[key] = _toml_value(value)
     flags = {"name": "name", "version": "version", "epochs": "train.epochs", "seed": "train.seed"}
@@ -203,6 +203,8 @@ def place(data: str) -> dict[str, Any]:
     """What a source says of where its rows are: in a file, or on a hub."""
     if data.startswith("hub:"):
         hub = data.removeprefix("hub:")
+        if not hub:
+            raise ConfigError(f"{data}: names no set; must be hub:OWNER/NAME")
         return {"name": hub, "hub": hub}
     return {"name": Path(data).name.split(".")[0], "path": str(Path(data).absolute())}
 

@@ -100,7 +100,7 @@ def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
         ),
         "ece": expected_calibration_error(probabilities, labels),
         "ece_by_chance": calibration_error_by_chance(probabilities),
-        "nll": float(-np.log(np.clip(own, 1e-12, None)).mean()),
+        "nll": float(np.log(1 / np.clip(own, 1e-12, 1.0)).mean()),
         "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
     }
 

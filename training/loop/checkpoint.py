@@ -43,7 +43,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[Progress, dict[str, A
     if found != fingerprint:
         raise CheckpointError(
             f"{path}: belongs to another configuration or other data ({found}, this run is "
-            f"{fingerprint}); choose another run folder or delete it"
+            f"{fingerprint}); choose another run folder with --run-dir, or delete it"
         )
     return Progress(**progress), states
 

@@ -158,6 +158,8 @@ def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
         ([str(REVIEWS), "--text-column", "x"], "no column 'x'; there are"),
         ([str(REVIEWS), "--set", "train.epochs=0"], "train.epochs=0 trains nothing; --start-from"),
         ([str(REVIEWS), "--set", "train.colour=1"], "train.colour=1: Extra inputs"),
+        ([str(REVIEWS), "--set", "=1"], "--set =1: must be KEY=VALUE"),
+        (["hub:"], "hub:: names no set; must be hub:OWNER/NAME"),
         ([str(REVIEWS), "--set", "network.heads=7"], "heads=7 must divide d_model=192"),
         ([str(REVIEWS), "--set", "train.crop_tokens=999"], "crop_tokens=999 exceeds"),
         ([str(REVIEWS), "--set", "train=5", "--seed", "1"], "train.seed=1: train=5 is no table"),
