@@ -446,6 +446,18 @@ async def test_calls_beyond_those_that_may_wait_are_cut_off_and_cost_no_other(se
     await server.close()
 
 
+async def test_health_is_told_however_many_calls_wait(settings):
+    server = await Server.start(settings.model_copy(update={"max_waiting_calls": 20}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        flood = asyncio.ensure_future(at_once(rpc.ClassifierStub(channel), 200))
+        await asyncio.sleep(0)  # the calls are sent
+        check, request = health_pb2_grpc.HealthStub(channel).Check, health_pb2.HealthCheckRequest()
+        told = await asyncio.gather(*(check(request) for _ in range(10)))
+        assert [one.status for one in told] == [SERVING] * 10
+        assert (await flood)[grpc.StatusCode.CANCELLED] > 0
+    await server.close()
+
+
 async def test_two_hundred_calls_at_once_may_wait_where_nothing_else_is_set(stub):
     assert await at_once(stub, 200) == {grpc.StatusCode.OK: 200}
 
