@@ -3,10 +3,9 @@
     with Classifier("127.0.0.1:50051") as classifier:
         answer = classifier.classify(["Não gostei nada."], views=["contributions"])
 
-Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. What
-found no server, or too many callers before it, is tried again within its deadline, a stream as long
-as nothing of it has been answered. A proxy of the environment is
-used, but not for this machine.
+Addresses that name several hosts (`dns:///realce-headless:50051`) are used in turn. What found no
+server, or too many callers before it, is tried again within its deadline, a stream as long as
+nothing of it has been answered. A proxy of the environment is used, but not for this machine.
 """
 
 import json

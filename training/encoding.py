@@ -13,8 +13,8 @@ from model.tokenizer import Tokenizer
 from training.config import ConfigError, RunConfig
 from training.data.batches import Dataset
 from training.data.rows import Rows
-from training.evaluation.calibration import Weights, alike
-from training.evaluation.metrics import Labels, Logits, predict
+from training.evaluation.calibration import alike
+from training.evaluation.metrics import Labels, Logits, Weights, predict
 from training.linear.classifier import Domains, Languages
 from training.loop.trainer import Ranks, Trainer
 from training.splits import Splits

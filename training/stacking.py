@@ -14,8 +14,7 @@ from model.classifier import TextClassifier
 from model.config import ModelConfig
 from training.config import RunConfig
 from training.encoding import Encoded
-from training.evaluation.calibration import Weights, log_loss
-from training.evaluation.metrics import Labels, Logits, softmax
+from training.evaluation.metrics import Labels, Logits, Weights, log_loss, softmax
 from training.linear.classifier import LinearClassifier
 from training.linear.families import beginnings
 from training.loop.trainer import Ranks

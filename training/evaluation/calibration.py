@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from training.evaluation.metrics import Labels, Logits, softmax
-
-Weights = npt.NDArray[np.float64]
+from training.evaluation.metrics import Labels, Logits, Weights, log_loss, softmax
 
 COVERAGE = 0.8  # share of the validation rows that the abstention threshold lets through
 
@@ -47,9 +44,3 @@ def abstention_threshold(probabilities: Logits, coverage: float = COVERAGE) -> f
     """The confidence that a share `coverage` of the rows [N, C] reaches: below it, a model that may
     abstain does (selective classification, Geifman and El-Yaniv 2017)."""
     return float(np.quantile(probabilities.max(axis=1), 1 - coverage))
-
-
-def log_loss(probabilities: Logits, labels: Labels, weights: Weights | None) -> float:
-    """Mean negative log-likelihood of labels [N] by probabilities [N, C], rows by their weights."""
-    own = probabilities[np.arange(len(labels)), labels]
-    return float(np.average(-np.log(np.clip(own, 1e-12, None)), weights=weights))

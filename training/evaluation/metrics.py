@@ -18,6 +18,7 @@ from training.data.rows import Rows, concatenate
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 @torch.inference_mode()
@@ -84,13 +85,18 @@ def margin(accuracy: float, rows: int) -> float:
     return z / (1 + z * z / rows) * math.sqrt(spread)
 
 
+def log_loss(probabilities: Logits, labels: Labels, weights: Weights | None) -> float:
+    """Mean negative log-likelihood of labels [N] by probabilities [N, C], rows by their weights."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(np.average(-np.log(np.clip(own, 1e-12, None)), weights=weights))
+
+
 def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
     """Accuracy, of all rows and of the 80% it is surest of, macro-F1, expected calibration error,
     that which chance alone would show, negative log-likelihood, confusion [C, C] (rows: true class)
     and the number of rows."""
     predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels]
     return {
         "rows": len(labels),
         "accuracy": float((predicted == labels).mean()),
@@ -100,7 +106,8 @@ def measure(probabilities: Logits, labels: Labels) -> dict[str, Any]:
         ),
         "ece": expected_calibration_error(probabilities, labels),
         "ece_by_chance": calibration_error_by_chance(probabilities),
-        "nll": float(np.log(1 / np.clip(own, 1e-12, 1.0)).mean()),
+        # Rounding can take a sure row's share a little beyond 1.
+        "nll": max(0.0, log_loss(probabilities, labels, None)),
         "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
     }
 

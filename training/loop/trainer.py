@@ -3,7 +3,7 @@
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -89,12 +89,17 @@ def in_half_precision(precision: str, device: torch.device) -> bool:
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Let a network's layers run compiled. They are alike: one is compiled for all of them, and for
+    texts of any length."""
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def compiled(encoder: Encoder) -> Iterator[None]:
-    """Meanwhile the layers run compiled. They are alike: one is compiled for all of them, and for
-    texts of any length."""
-    for layer in encoder.stack():
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+    """Meanwhile the layers run compiled."""
+    compile_layers(encoder.stack())
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from training.config import TrainConfig
 from training.data.batches import Dataset, TrainingBatch, TrainingBatches
 from training.loop.objectives import classification_loss, drop_tokens
 from training.loop.optimizers import Optimizers
-from training.loop.trainer import in_half_precision
+from training.loop.trainer import compile_layers, in_half_precision
 
 OURS, PEER = "realce", "torch.nn.TransformerEncoder"
 SHOWN = ("tokens_per_s", "times_torch")
@@ -72,7 +72,7 @@ class _Loop:
         self._network = network.to(device).train()
         self._optimizers = Optimizers(network, CONFIG)
         if device.type == "cuda":
-            compile_layers(network)
+            compile_layers(network.encoder.layers)
         half = in_half_precision("auto", device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self._batches = _endless(batches)
@@ -96,14 +96,6 @@ class _Loop:
         nn.utils.clip_grad_norm_(self._network.parameters(), CONFIG.gradient_clip)
         self._optimizers.step(CONFIG.learning_rate)
         return int(batch.attention_mask.sum())
-
-
-def compile_layers(network: nn.Module) -> None:
-    """As a run does where asked: all layers of a network share what is compiled for one."""
-    encoder = network.encoder
-    layers = encoder.layers if isinstance(encoder, nn.TransformerEncoder) else encoder.stack()
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def _endless(batches: TrainingBatches) -> Iterator[TrainingBatch]:
