@@ -20,6 +20,7 @@ from model.tokenizer import UNK_ID
 from service.backend import Backend, BackendGone, Outputs
 from service.batch import Batch, Entry
 from service.errors import BackendFailed, DeadlineExceeded, RealceError, Unavailable
+from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.types import Result, Variant
 from service.views import cut
@@ -36,9 +37,10 @@ log = structlog.get_logger("realce.batcher")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a batch: computed in `seconds`, or an error."""
+    """What came of a batch begun at `began` of the clock: computed in `seconds`, or an error."""
 
     batch: Batch
+    began: float
     seconds: float = 0.0
     error: Exception | None = None
 
@@ -46,9 +48,9 @@ class Outcome:
 class Batcher:
     """Runs what the scheduler chooses on a backend's threads.
 
-    `computed_rows` counts rows that reached the backend, `answered_rows` those whose caller was
-    still there. `on_failure` is called once, on the loop, when the backend is gone for good: lost,
-    or busy with one batch for more than `hang_s` seconds of `clock`.
+    `metrics` counts what has come of rows. `on_failure` is called once, on the loop, when the
+    backend is gone for good: lost, or busy with one batch for more than `hang_s` seconds of
+    `clock`.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class Batcher:
         scheduler: Scheduler,
         on_failure: Callable[[], None],
         *,
+        metrics: Metrics | None = None,
         hang_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.computed_rows = 0
-        self.answered_rows = 0
+        self._metrics = metrics or Metrics()
         self._backend, self._scheduler, self._on_failure = backend, scheduler, on_failure
         self._hang_s, self._clock = hang_s, clock
         self._loop = asyncio.get_running_loop()
@@ -92,10 +94,10 @@ class Batcher:
         """Queue an entry; the future gives it back filled. Raises as `Scheduler.add` does."""
         if self._refusal:
             raise Unavailable(str(self._refusal))
-        entry.future = self._loop.create_future()
+        entry.future, entry.queued_at = self._loop.create_future(), self._clock()
         with self._lock:
             if self._dispatching or self._running or self._scheduler.queued_tokens:
-                self._company_at = self._clock()
+                self._company_at = entry.queued_at
             self._scheduler.add(entry)
             little = self._is_at_most(LITTLE_S)
             lone = not little and self._is_alone() and self._is_at_most(LONE_S)
@@ -200,7 +202,7 @@ class Batcher:
                     self._backend.run(ids, np.ones_like(ids), Variant.PLAIN)
                 except Exception as error:
                     gone = BackendGone(f"{type(error).__name__}: {error}")
-                    return [Outcome(batch, error=gone)]
+                    return [Outcome(batch, self._clock(), error=gone)]
             for outcome in outcomes:
                 if outcome.error is not None:  # the loop may hear of it too late for the next batch
                     for entry, _ in outcome.batch.parts:
@@ -213,7 +215,7 @@ class Batcher:
 
     def _run(self, batch: Batch, number: int) -> list[Outcome]:
         """Run a batch; halve one that fails until the bad row is alone."""
-        started = time.perf_counter()
+        began, started = self._clock(), time.perf_counter()
         try:
             input_ids, mask = batch.arrays()
             outputs = self._backend.run(input_ids, mask, batch.variant)
@@ -223,30 +225,31 @@ class Batcher:
             _fill(batch, outputs)
         except Exception as error:
             if isinstance(error, BackendGone) or batch.rows == 1:
-                return [Outcome(batch, error=error)]
+                return [Outcome(batch, began, error=error)]
             outcomes = []
             for half in batch.halves():
                 with self._lock:  # a batch of its own to the heartbeat
                     self._running[number] = (batch, self._clock())
                 outcomes += self._run(half, number)
             return outcomes
-        return [Outcome(batch, time.perf_counter() - started)]
+        return [Outcome(batch, began, time.perf_counter() - started)]
 
     def _settle(self, outcomes: Iterable[Outcome], expired: Iterable[Entry]) -> None:
         """On the loop: answer those who are complete, fail those who failed or came too late."""
         for entry in expired:
             self._end(entry, DeadlineExceeded("the deadline passed in the queue"))
         for outcome in outcomes:
-            batch = outcome.batch
-            self.computed_rows += batch.rows
+            batch, lengths = outcome.batch, list(outcome.batch.lengths())
+            self._metrics.batch(lengths)
             if outcome.error is None:
-                costs = self._scheduler.costs
-                costs.observe(batch.variant, batch.lengths(), outcome.seconds)
-                self._answer(batch)
+                self._metrics.compute_s.observe(outcome.seconds)
+                self._scheduler.costs.observe(batch.variant, lengths, outcome.seconds)
+                self._answer(outcome)
             elif isinstance(outcome.error, BackendGone):
                 self._end_all(batch, Unavailable("the backend is gone"))
                 self._give_up(outcome.error)
             else:
+                self._metrics.failed_rows.inc(batch.rows)
                 self._end_all(batch, BackendFailed("the model failed on a text of this call"))
                 log.error(
                     "row_failed",
@@ -254,13 +257,14 @@ class Batcher:
                     detail=str(outcome.error)[:200],
                 )
 
-    def _answer(self, batch: Batch) -> None:
-        for entry, rows in batch.parts:
+    def _answer(self, outcome: Outcome) -> None:
+        for entry, rows in outcome.batch.parts:
             entry.missing -= len(rows)
             if entry.future is None or entry.future.done():
                 continue
-            self.answered_rows += len(rows)
+            self._metrics.answered_rows.inc(len(rows))
             if entry.missing == 0:
+                self._metrics.queue_s.observe(outcome.began - entry.queued_at)
                 entry.future.set_result(entry)
 
     def _give_up(self, error: BackendGone) -> None:

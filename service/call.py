@@ -15,6 +15,7 @@ from google.rpc.status_pb2 import Status
 from service import converters
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, RealceError
 from service.logs import Tally
+from service.metrics import Metrics
 
 REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
@@ -33,6 +34,7 @@ class Call:
     __slots__ = (
         "_context",
         "_method",
+        "_metrics",
         "_refused",
         "_started",
         "deadline",
@@ -41,8 +43,9 @@ class Call:
         "rows",
     )
 
-    def __init__(self, method: str, context: "Context", refused: Tally) -> None:
-        self._method, self._context, self._refused = method, context, refused
+    def __init__(self, method: str, context: "Context", metrics: Metrics, refused: Tally) -> None:
+        self._method, self._context = method, context
+        self._metrics, self._refused = metrics, refused
         self._started = time.monotonic()
         left_s = context.time_remaining()
         self.deadline = None if left_s is None else self._started + left_s
@@ -94,8 +97,11 @@ class Call:
         self.end("DEADLINE_EXCEEDED" if late else "CANCELLED")
 
     def end(self, code: str, error: Exception | None = None) -> None:
-        """Write the line: what succeeded or was given up at debug level, what failed as warning;
-        what was refused for lack of room or time is only counted, for it comes in masses."""
+        """Count the call and write its line: what succeeded or was given up at debug level, what
+        failed as warning; what was refused for lack of room or time comes in masses, and is told by
+        a line a second."""
+        seconds = time.monotonic() - self._started
+        self._metrics.call(self._method, code, seconds)
         fields: dict[str, Any] = {}
         refused = isinstance(error, (Overloaded, DeadlineExceeded))
         if refused:
@@ -110,7 +116,7 @@ class Call:
             request_id=self.request_id,
             method=self._method,
             code=code,
-            duration_ms=round((time.monotonic() - self._started) * 1e3, 3),
+            duration_ms=round(seconds * 1e3, 3),
             rows=self.rows,
             **fields,
         )

@@ -10,6 +10,7 @@ from service.backend import Backend
 from service.batch import Entry
 from service.batcher import Batcher
 from service.errors import Overloaded, Unavailable
+from service.metrics import Metrics
 from service.room import Hold, Room
 from service.scheduler import LEAST_RETRY_S, Scheduler
 from service.tokenization import encode
@@ -23,8 +24,9 @@ CHARACTERS_PER_TOKEN = 4  # for refusing what is plainly too much before it is t
 class Engine:
     """One bundle in service; made on the loop that will call it.
 
-    `room` is what answers under way may hold, shared with other engines. `on_failure` is called on
-    the loop when the backend is gone for good; from then on every call fails with `Unavailable`.
+    `room` is what answers under way may hold, and `metrics` counts what comes of calls; both are
+    shared with other engines. `on_failure` is called on the loop when the backend is gone for good;
+    from then on every call fails with `Unavailable`.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Engine:
         max_queue_tokens: int = 131_072,
         max_answer_bytes: int = 64 << 20,
         room: Room | None = None,
+        metrics: Metrics | None = None,
         hang_s: float = 30.0,
         on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -61,6 +64,7 @@ class Engine:
         self._backend = backend
         self._max_answer_bytes = max_answer_bytes
         self.room = room or Room(128 << 20)
+        self._metrics = metrics or Metrics()
         self._notify_failure = on_failure
         self._tokenizer = bundle.tokenizer
         self._reading_tokens = 0  # about, of calls that are being read
@@ -72,7 +76,14 @@ class Engine:
             clock=clock,
             parallel=backend.parallel,
         )
-        self._batcher = Batcher(backend, self._scheduler, self._fail, hang_s=hang_s, clock=clock)
+        self._batcher = Batcher(
+            backend,
+            self._scheduler,
+            self._fail,
+            metrics=self._metrics,
+            hang_s=hang_s,
+            clock=clock,
+        )
 
     async def start(self) -> None:
         """Warm the backend up, off the loop; then calls are answered."""
@@ -150,7 +161,8 @@ class Engine:
         self._batcher.check(waiting, deadline, compute_s)
         self._reading_tokens += tokens
         try:
-            return await encode(self._tokenizer, texts, offsets=bool(request.views))
+            with self._metrics.tokenize_s.time():
+                return await encode(self._tokenizer, texts, offsets=bool(request.views))
         finally:
             self._reading_tokens -= tokens
 
@@ -159,13 +171,9 @@ class Engine:
         return min(len(text) // CHARACTERS_PER_TOKEN + 1, self.description.max_tokens)
 
     @property
-    def load(self) -> tuple[int, int, int]:
-        """Tokens queued, rows computed and rows answered so far."""
-        return (
-            self._batcher.queued_tokens,
-            self._batcher.computed_rows,
-            self._batcher.answered_rows,
-        )
+    def queued_tokens(self) -> int:
+        """Tokens that wait to be computed."""
+        return self._batcher.queued_tokens
 
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""

@@ -12,17 +12,21 @@ from typing import Self
 import grpc
 import structlog
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle, BundleError, read_bundle
 from service.engine import Engine
+from service.exposition import Exposition
 from service.health import Health
+from service.metrics import Metrics
 from service.ort_backend import OrtBackend
 from service.room import Room
 from service.servicer import SERVICE, ClassifierServicer
-from service.settings import Settings
+from service.settings import Settings, flag
 from service.validation import Limits
 
 MOST = 2**31 - 1  # that gRPC takes: bytes of a message; milliseconds, and then it is for ever
+SAMPLE_S = 1.0  # between looks at what waits, for the metrics
 
 log = structlog.get_logger("realce.server")
 
@@ -34,7 +38,8 @@ class StartError(RuntimeError):
 class Server:
     """One bundle served on one address.
 
-    `await Server.start(settings)` returns once callers are answered; `port` is then the real one.
+    `await Server.start(settings)` returns once callers are answered; `port` is then the real one,
+    and `exposition`, where the settings want one, shows its `metrics`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,6 +51,9 @@ class Server:
         self._reloading: asyncio.Task[None] | None = None
         self._leaving: set[Engine] = set()  # that others have taken the place of, not idle yet
         self._room = Room(settings.max_held_bytes)
+        self.metrics = Metrics()
+        self.exposition: Exposition | None = None
+        self._sampling: asyncio.TimerHandle | None = None
         self._closing = False
         keepalive_ms = round(settings.keepalive_s * 1e3)
         age_ms = round(settings.connection_age_s * 1e3)
@@ -87,20 +95,25 @@ class Server:
             await server._server.stop(None)
             if server._engine is not None:
                 server._engine.close()
+            await server._close_metrics()
             raise
         return server
 
     async def _start(self) -> None:
         started = time.perf_counter()
         self._bind()
+        if self.settings.http:
+            self.exposition = expose(self.settings, self.metrics.registry)
         self._engine = engine = self._prepare(*self._load())
         await self._open(engine)
         await engine.start()
         freeze_heap()
-        await self._health.set(True)
+        await self._serve(True)
+        self._sample()
         log.info(
             "serving",
             address=f"{self.settings.grpc.rpartition(':')[0]}:{self.port}",
+            metrics=self.exposition.url if self.exposition else None,
             **_told(engine),
             start_s=round(time.perf_counter() - started, 3),
         )
@@ -126,11 +139,13 @@ class Server:
             leaving = self._prepare(*await asyncio.to_thread(self._load))
             await leaving.start()
         except Exception as error:  # whatever it is, there is a bundle that can be served
+            self.metrics.reload("failed")
             log.error("reload_failed", error=type(error).__name__, detail=str(error)[:500])
         else:
             leaving, self._engine = self._engine, leaving
             self._servicer.engine = self._engine
-            await self._health.set(True)
+            self.metrics.reload("succeeded")
+            await self._serve(True)
             reload_s = round(time.perf_counter() - started, 3)
             log.info("reloaded", **_told(self._engine), reload_s=reload_s)
             self._leaving.add(leaving)
@@ -147,10 +162,8 @@ class Server:
         try:
             self.port = self._server.add_insecure_port(self.settings.grpc)
         except RuntimeError as error:
-            raise StartError(
-                f"{self.settings.given('grpc')}: cannot listen there: the port is in use or the "
-                "address is not of this machine; try --grpc 127.0.0.1:0"
-            ) from error
+            reason = "the port is in use or the address is not of this machine"
+            raise cannot_listen(self.settings, "grpc", reason) from error
 
     def _load(self) -> tuple[Bundle, OrtBackend]:
         settings = self.settings
@@ -181,6 +194,7 @@ class Server:
             max_queue_tokens=settings.max_queue_tokens,
             max_answer_bytes=settings.max_answer_bytes,
             room=self._room,
+            metrics=self.metrics,
             hang_s=settings.hang_s,
             on_failure=self._backend_gone,
         )
@@ -194,19 +208,40 @@ class Server:
             settings.max_request_bytes,
             settings.max_queue_tokens,
         )
-        self._servicer = ClassifierServicer(engine, limits)
+        self._servicer = ClassifierServicer(engine, limits, self.metrics)
         server.add_generic_rpc_handlers((self._servicer.handler(),))
         self._health.add_to(server)
         if settings.reflection:
             names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        await self._health.set(False)
+        await self._serve(False)
         await server.start()
+
+    async def _serve(self, serving: bool) -> None:
+        """Tell who asks for health, and who reads metrics."""
+        assert self._engine is not None
+        self.metrics.serve(self._engine.description if serving else None)
+        await self._health.set(serving)
+
+    def _sample(self) -> None:
+        """Look at what waits, now and again."""
+        assert self._engine is not None
+        assert self._servicer is not None
+        self.metrics.queued_tokens.set(self._engine.queued_tokens)
+        self.metrics.held_bytes.set(self._room.held)
+        self.metrics.calls_under_way.set(self._servicer.calls)
+        self._sampling = asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
+
+    async def _close_metrics(self) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+        if self.exposition is not None:
+            await asyncio.to_thread(self.exposition.close)
 
     def _backend_gone(self) -> None:
         assert self._engine is not None
         # It may be that of an engine no longer, or not yet, in service.
-        self._backend_task = asyncio.ensure_future(self._health.set(self._engine.ready))
+        self._backend_task = asyncio.ensure_future(self._serve(self._engine.ready))
 
     async def close(self) -> None:
         """Turn NOT_SERVING, refuse new calls, finish those under way within `grace_s`, stop."""
@@ -217,7 +252,7 @@ class Server:
         if self._reloading is not None:
             self._reloading.cancel()
         log.info("draining", grace_s=grace_s)
-        await self._health.set(False)
+        await self._serve(False)
         self._servicer.drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.wait_idle(), grace_s)
@@ -225,7 +260,23 @@ class Server:
         await self._server.stop(max(grace_s - (time.perf_counter() - started), 0.0))
         for engine in (self._engine, *self._leaving):
             engine.close()
+        await self._close_metrics()
         log.info("stopped", drain_s=round(time.perf_counter() - started, 3))
+
+
+def expose(settings: Settings, registry: CollectorRegistry) -> Exposition:
+    """The metrics where the settings want them. Raises `StartError`."""
+    try:
+        return Exposition(settings.http, registry)
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen(settings, "http", error) from error
+
+
+def cannot_listen(settings: Settings, name: str, reason: object) -> StartError:
+    """What to tell whose address cannot be had."""
+    reason = getattr(reason, "strerror", None) or reason
+    hint = f"{flag(name)} 127.0.0.1:0"
+    return StartError(f"{settings.given(name)}: cannot listen there: {reason}; try {hint}")
 
 
 def freeze_heap() -> None:

@@ -14,6 +14,7 @@ from service.call import Call
 from service.engine import Engine
 from service.errors import InvalidRequest, Overloaded, Unavailable, Violation
 from service.logs import Tally
+from service.metrics import Metrics
 from service.room import Hold
 from service.stream import Stream
 from service.underway import UnderWay
@@ -52,9 +53,10 @@ def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidReque
 class ClassifierServicer:
     """Serves an engine as `realce.v1.Classifier`; another may take its place at any time."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, metrics: Metrics | None = None) -> None:
         self.engine = engine
         self._limits = limits
+        self._metrics = metrics or Metrics()
         self._draining = False
         self._streams: set[Stream[pb.ClassifyStreamRequest | InvalidRequest]] = set()
         self._under_way = UnderWay()
@@ -79,6 +81,11 @@ class ClassifierServicer:
         for stream in self._streams:
             stream.stop_reading()
 
+    @property
+    def calls(self) -> int:
+        """Calls under way."""
+        return self._under_way.calls
+
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""
         await self._under_way.wait_idle()
@@ -87,7 +94,7 @@ class ClassifierServicer:
         self, request: pb.ClassifyRequest | InvalidRequest, context: "Context"
     ) -> bytes:
         """See the protocol."""
-        call, hold = Call("Classify", context, self._refused), Hold(self.engine.room)
+        call, hold = self._call("Classify", context), Hold(self.engine.room)
         if not isinstance(request, InvalidRequest):
             call.rows = len(request.texts)
             if request.views:  # its answer takes room until it is sent
@@ -96,14 +103,13 @@ class ClassifierServicer:
             await call.abort(Unavailable(STOPPING))
         message = pb.ClassifyResponse()
         with self._under_way:
-            await call.answer(self._classify(request, call.deadline, hold, message))
-        return message.SerializeToString()
+            return await call.answer(self._classify(request, call.deadline, hold, message, message))
 
     async def get_model(
         self, request: pb.GetModelRequest | InvalidRequest, context: "Context"
     ) -> bytes:
         """See the protocol."""
-        call = Call("GetModel", context, self._refused)
+        call = self._call("GetModel", context)
         return (await call.answer(self._describe(request))).SerializeToString()
 
     async def classify_stream(
@@ -112,7 +118,7 @@ class ClassifierServicer:
         context: "Context",
     ) -> AsyncIterator[bytes]:
         """See the protocol."""
-        call = Call("ClassifyStream", context, self._refused)
+        call = self._call("ClassifyStream", context)
         if self._draining:
             await call.abort(Unavailable(STOPPING))
         answer = functools.partial(self._stream_answer, call)
@@ -141,28 +147,32 @@ class ClassifierServicer:
     ) -> bytes:
         """The answer to a message, or what is wrong with it."""
         if isinstance(request, InvalidRequest):
-            return _failed(call, "", request)
+            return self._failed(call, "", request)
         call.rows += len(request.request.texts)
         message = pb.ClassifyStreamResponse(id=request.id)
         into = message.response
         try:
-            await self._patiently(request.request, call.deadline, hold, into, on_queued)
+            content = await self._patiently(
+                request.request, call.deadline, hold, message, into, on_queued
+            )
         except Exception as error:
-            return _failed(call, request.id, error)
-        return message.SerializeToString()
+            return self._failed(call, request.id, error)
+        self._metrics.message("OK")
+        return content
 
     async def _patiently(
         self,
         request: pb.ClassifyRequest,
         deadline: float | None,
         hold: Hold,
-        message: pb.ClassifyResponse,
+        message: pb.ClassifyStreamResponse,
+        into: pb.ClassifyResponse,
         on_queued: Callable[[], None],
-    ) -> None:
+    ) -> bytes:
         """A stream waits where a call is refused: not reading on is its caller's back-pressure."""
         while True:
             try:
-                return await self._classify(request, deadline, hold, message, on_queued)
+                return await self._classify(request, deadline, hold, message, into, on_queued)
             except Overloaded as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
 
@@ -171,17 +181,22 @@ class ClassifierServicer:
         request: pb.ClassifyRequest | InvalidRequest,
         deadline: float | None,
         hold: Hold,
-        message: pb.ClassifyResponse,
+        message: Message,
+        into: pb.ClassifyResponse,
         on_queued: Callable[[], None] | None = None,
-    ) -> None:
-        """Write the answer into `message`, in place: those with attention are large."""
+    ) -> bytes:
+        """`message` as bytes, with the answer written `into` its place: those with attention are
+        too large to be made twice."""
         if isinstance(request, InvalidRequest):
             raise request
         engine = self.engine
         model = engine.description
         views = check_request(request, model, self._limits)
         predictions = await engine.classify(request.texts, views, deadline, hold, on_queued)
-        converters.response(predictions, views, model, message, abstain=request.abstain)
+        with self._metrics.serialize_s.time():
+            converters.response(predictions, views, model, into, abstain=request.abstain)
+            del predictions
+            return message.SerializeToString()
 
     async def _describe(self, request: pb.GetModelRequest | InvalidRequest) -> pb.GetModelResponse:
         if isinstance(request, InvalidRequest):
@@ -190,6 +205,10 @@ class ClassifierServicer:
         check_model(request.model, model)
         return pb.GetModelResponse(model=converters.model(model, self._limits))
 
+    def _call(self, method: str, context: "Context") -> Call:
+        return Call(method, context, self._metrics, self._refused)
 
-def _failed(call: Call, number: str, error: Exception) -> bytes:
-    return pb.ClassifyStreamResponse(id=number, error=call.failed(error)[1]).SerializeToString()
+    def _failed(self, call: Call, number: str, error: Exception) -> bytes:
+        code, failed = call.failed(error)
+        self._metrics.message(code.name)
+        return pb.ClassifyStreamResponse(id=number, error=failed).SerializeToString()

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REALCE_"
@@ -35,6 +42,9 @@ class Settings(BaseSettings):
 
     bundle: Path = Field(EMBEDDED_BUNDLE, description="folder of the bundle to serve")
     grpc: str = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 picks one")
+    http: str = Field(
+        "127.0.0.1:8080", description="HOST:PORT of /metrics, for Prometheus; empty is nowhere"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto is cuda where it is installed, else cpu"
     )
@@ -103,9 +113,11 @@ class Settings(BaseSettings):
         others = {key: one for key, one in os.environ.items() if not key.upper().startswith(PREFIX)}
         return others | {PREFIX + name.upper(): str(value) for name, value in self}
 
-    @field_validator("grpc")
+    @field_validator("grpc", "http")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "http" and not value:
+            return value
         host, sign, port = value.rpartition(":")
         if not (sign and host and port.isdecimal() and int(port) < 65_536):
             raise ValueError("must be HOST:PORT with a port from 0 to 65535")

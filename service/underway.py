@@ -5,16 +5,16 @@ from types import TracebackType
 
 
 class UnderWay:
-    """`with` it around each call; `wait_idle` returns once no call is within. On the event loop
-    only."""
+    """`with` it around each call; `calls` are within, and `wait_idle` returns once none is. On the
+    event loop only."""
 
     def __init__(self) -> None:
-        self._calls = 0
+        self.calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __enter__(self) -> None:
-        self._calls += 1
+        self.calls += 1
         self._idle.clear()
 
     def __exit__(
@@ -23,8 +23,8 @@ class UnderWay:
         error: BaseException | None,
         place: TracebackType | None,
     ) -> None:
-        self._calls -= 1
-        if not self._calls:
+        self.calls -= 1
+        if not self.calls:
             self._idle.set()
 
     async def wait_idle(self) -> None:

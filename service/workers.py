@@ -12,14 +12,16 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
+from service.exposition import SHARED, registry_of
 from service.ort_backend import cpu_quota
-from service.server import StartError
+from service.server import cannot_listen, expose
 from service.settings import Settings
 
 PLACE = Path(__file__).absolute().parents[1]  # where `service` is imported from
@@ -38,13 +40,13 @@ async def run_workers(settings: Settings) -> int:
     anew. Returns the exit code: 0 after a signal, else that of the worker. Raises `StartError`.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    with reserve(settings) as address:
+    with reserve(settings) as address, _metrics(settings) as (url, shared):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        environment = worker_settings(settings, address).environment()
+        environment = worker_settings(settings, address).environment() | shared
         workers = [await _start(environment) for _ in range(settings.workers)]
         loop.add_signal_handler(signal.SIGHUP, _send, workers, signal.SIGHUP)
-        log.info("workers", address=address, pids=[worker.pid for worker in workers])
+        log.info("workers", address=address, metrics=url, pids=[worker.pid for worker in workers])
         stop = asyncio.ensure_future(stopping.wait())
         ends = {asyncio.ensure_future(worker.wait()) for worker in workers}
         await asyncio.wait({stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -59,9 +61,10 @@ async def run_workers(settings: Settings) -> int:
 
 
 def worker_settings(settings: Settings, address: str) -> Settings:
-    """The settings of one worker: the same, but for its address and its share of the CPUs."""
+    """The settings of one worker: the same, but for its address and its share of the CPUs. Its
+    metrics are its parent's to show."""
     share = max(1, (settings.threads or cpu_quota()) // settings.workers)
-    changed = {"grpc": address, "workers": 1, "reuse_port": True, "threads": share}
+    changed = {"grpc": address, "http": "", "workers": 1, "reuse_port": True, "threads": share}
     return settings.model_copy(update=changed)
 
 
@@ -85,11 +88,21 @@ def reserve(settings: Settings) -> Iterator[str]:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind(place)
         except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
-            raise StartError(
-                f"{settings.given('grpc')}: cannot listen there: "
-                f"{getattr(error, 'strerror', None) or error}; try --grpc 127.0.0.1:0"
-            ) from error
+            raise cannot_listen(settings, "grpc", error) from error
         yield f"{host}:{held.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings) -> Iterator[tuple[str | None, dict[str, str]]]:
+    """Where the sum of what the workers count is shown, and the environment they count it in."""
+    if not settings.http:
+        yield None, {}
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="realce-metrics-") as folder,
+        contextlib.closing(expose(settings, registry_of(folder))) as exposition,
+    ):
+        yield exposition.url, {SHARED: folder}
 
 
 async def _start(environment: dict[str, str]) -> Process:

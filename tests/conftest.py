@@ -81,7 +81,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture
 def settings(tiny_bundle: Path) -> Settings:
     """Settings of a server of the tiny bundle on a free port."""
-    return Settings(bundle=tiny_bundle, grpc="127.0.0.1:0", device="cpu", grace_s=5)
+    return Settings(bundle=tiny_bundle, grpc="127.0.0.1:0", http="", device="cpu", grace_s=5)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ class Bench:
         return rows
 
     def _flags(self, bundle: Path) -> list[str]:
-        place = ["--grpc", "127.0.0.1:0", "--device", self.options.device]
+        place = ["--grpc", "127.0.0.1:0", "--http", "", "--device", self.options.device]
         return [*place, "--bundle", str(bundle), *shlex.split(self.options.serve)]
 
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.server --backend null -- --grpc 127.0.0.1:0 --device cpu
 
 What follows `--` goes to `realce serve`. At SIGUSR1 it writes a line `counted` to stderr with
-all that has reached the backend so far, and what the engine itself says of its load.
+all that has reached the backend so far, and what the server itself says it has answered.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import service.server
 from model.bundle import Bundle
 from service.__main__ import main as realce
 from service.backend import Outputs
-from service.engine import Engine
+from service.metrics import Metrics
 from service.ort_backend import OrtBackend
 from service.types import IntArray, Variant
 
@@ -116,17 +115,20 @@ BACKENDS: dict[str, type[CountingBackend]] = {
 }
 
 
-def watch_engines(replace: Callable[[type[Engine]], None]) -> list[Engine]:
-    """The engines that are made from now on; `replace` puts the class that notes them in place."""
-    engines: list[Engine] = []
+class NotedMetrics(Metrics):
+    """The server's own, noted where they can be asked."""
 
-    class NotedEngine(Engine):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            engines.append(self)
+    made: list[Metrics] = []  # noqa: RUF012 - of all servers of the process
 
-    replace(NotedEngine)
-    return engines
+    def __init__(self) -> None:
+        super().__init__()
+        self.made.append(self)
+
+    @classmethod
+    def answered(cls) -> int:
+        """Rows whose caller was still there."""
+        name = "realce_answered_rows_total"
+        return int(sum(one.registry.get_sample_value(name) or 0 for one in cls.made))
 
 
 def padding(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
@@ -144,12 +146,11 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="of realce serve")
     options = parser.parse_args()
     module: Any = service.server
-    module.OrtBackend = BACKENDS[options.backend]
-    engines = watch_engines(lambda noting: setattr(module, "Engine", noting))
+    module.OrtBackend, module.Metrics = BACKENDS[options.backend], NotedMetrics
 
     def tell(*_: object) -> None:
         line = CountingBackend.counts.all()
-        line["engine_answered"] = sum(engine.load[2] for engine in engines)
+        line["engine_answered"] = NotedMetrics.answered()
         print(json.dumps({"event": COUNTED, **line}), file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGUSR1, tell)

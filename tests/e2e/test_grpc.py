@@ -188,7 +188,7 @@ async def test_attention_too_large_to_send_is_refused_before_inference(settings)
         ((field, why),) = violations(failed.value)
         assert field == "views"
         assert f"{64 * 64 * 8 * 4} bytes, the limit is 10000" in why
-        assert server._engine.load[1] == 0  # rows computed
+        assert server.metrics.registry.get_sample_value("realce_batch_rows_sum") == 0
     await server.close()
 
 
@@ -368,17 +368,18 @@ async def test_answers_that_nobody_reads_take_room_and_no_more(settings, bundle)
     size = 4 * 50 * count.layers * count.heads * len(encoding.input_ids) ** 2
     limits = {"max_answer_bytes": size, "max_held_bytes": 3 * size}
     server = await Server.start(settings.model_copy(update=limits))
+    counted = server.metrics.registry.get_sample_value
     request = pb.ClassifyRequest(texts=[text] * 50, views=[pb.VIEW_ATTENTIONS])
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
         stub = rpc.ClassifierStub(channel)
         messages = [pb.ClassifyStreamRequest(id=str(i), request=request) for i in range(6)]
         unread = stub.ClassifyStream(iter(messages))
         async with asyncio.timeout(20):
-            while server._engine.load[2] < 3 * 50:
+            while counted("realce_answered_rows_total") < 3 * 50:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)  # to compute more, if it did
         assert server._room.held == 3 * size
-        assert server._engine.load[1] == 3 * 50
+        assert counted("realce_batch_rows_sum") == 3 * 50
         with pytest.raises(grpc.RpcError) as refused:
             await stub.Classify(request)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -28,7 +28,7 @@ REALCE = [sys.executable, "-m", "service"]
 @contextlib.contextmanager
 def served(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A serving process and its address."""
-    flags = ["--grpc", "127.0.0.1:0", "--device", "cpu", "--grace-s", str(GRACE_S)]
+    flags = ["--grpc", "127.0.0.1:0", "--http", "", "--device", "cpu", "--grace-s", str(GRACE_S)]
     command = [*REALCE, "serve", "--bundle", str(bundle), *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -66,7 +66,16 @@ def test_a_signal_drains_and_ends_the_process_though_callers_hold_on(tiny_bundle
 
 
 def test_a_signal_to_reload_while_it_starts_is_heard_once_it_serves(tiny_bundle):
-    command = [*REALCE, "serve", "--bundle", str(tiny_bundle), "--grpc", "127.0.0.1:0"]
+    command = [
+        *REALCE,
+        "serve",
+        "--bundle",
+        str(tiny_bundle),
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
@@ -166,7 +175,8 @@ def test_watchers_see_the_warm_up_end(settings, monkeypatch):
 def test_settings_that_cannot_be_end_in_one_line_and_code_2(
     tiny_bundle, flags, environment, reason
 ):
-    command = [*REALCE, "serve", "--bundle", str(tiny_bundle), "--grpc", "127.0.0.1:0", *flags]
+    place = ["--grpc", "127.0.0.1:0", "--http", ""]
+    command = [*REALCE, "serve", "--bundle", str(tiny_bundle), *place, *flags]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env=os.environ | environment
     )

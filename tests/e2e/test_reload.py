@@ -175,7 +175,7 @@ async def test_asked_twice_it_reloads_twice_one_after_the_other(server, stub, fo
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_reloads_the_process_and_all_its_workers(folder, workers):
-    flags = ["--grpc", "127.0.0.1:0", "--device", "cpu", "--workers", str(workers)]
+    flags = ["--grpc", "127.0.0.1:0", "--http", "", "--device", "cpu", "--workers", str(workers)]
     command = [sys.executable, "-m", "service", "serve", "--bundle", str(folder), *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

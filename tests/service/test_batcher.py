@@ -9,6 +9,7 @@ from service.batch import Entry
 from service.batcher import Batcher
 from service.costs import Cost, CostTable
 from service.errors import BackendFailed, DeadlineExceeded, Overloaded, Unavailable
+from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.types import Variant, View, ViewRequest
 from tests.fakes import NAN_ID, POISON_ID, FakeBackend, FakeClock
@@ -26,10 +27,22 @@ class Rig:
             clock=self.clock,
             costs=CostTable(dict.fromkeys(Variant, Cost(run_s=1.0, token_s=token_s))),
         )
-        self.batcher = Batcher(self.backend, self.scheduler, self.fail, hang_s=30, clock=self.clock)
+        self.metrics = Metrics()
+        self.batcher = Batcher(
+            self.backend,
+            self.scheduler,
+            self.fail,
+            metrics=self.metrics,
+            hang_s=30,
+            clock=self.clock,
+        )
 
     def fail(self) -> None:
         self.failures += 1
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        """A sample of the metrics."""
+        return self.metrics.registry.get_sample_value(f"realce_{name}", labels)
 
     def submit(self, *rows: Sequence[int], request: ViewRequest | None = None, deadline=None):
         return self.batcher.submit(
@@ -153,7 +166,7 @@ async def test_a_hung_batch_is_noticed_and_nobody_waits_for_it(rig):
         rig.submit([1])
     rig.backend.open.set()  # too late
     await rig.idle()
-    assert (rig.batcher.answered_rows, rig.failures) == (0, 1)
+    assert (rig.counted("answered_rows_total"), rig.failures) == (0, 1)
 
 
 async def test_a_device_without_work_does_not_hang(rig):
@@ -243,7 +256,7 @@ async def test_a_refused_call_leaves_no_trace(rig):
     await asyncio.gather(*held)
     await rig.idle()
     assert rig.scheduler.queued_tokens == 0
-    assert rig.batcher.computed_rows == rig.batcher.answered_rows == 2
+    assert rig.counted("batch_rows_sum") == rig.counted("answered_rows_total") == 2
 
 
 async def test_views_are_cut_to_their_row_layers_and_heads(rig):

@@ -159,10 +159,10 @@ async def test_a_full_queue_refuses_and_the_rest_is_answered(held):
     engine, backend = held
     waiting = asyncio.create_task(engine.classify(["a b c d e f g h"] * 4, NO_VIEWS, None))
     await asyncio.sleep(0)
-    queued = engine.load[0]
+    queued = engine.queued_tokens
     with pytest.raises(Overloaded):
         await engine.classify(["a b c d e f g h"] * 5, NO_VIEWS, None)
-    assert engine.load[0] == queued > 0
+    assert engine.queued_tokens == queued > 0
     backend.open.set()
     assert len(await waiting) == 4
 
@@ -176,7 +176,7 @@ async def test_what_is_cut_off_a_text_takes_no_room(bundle):
     calls = [asyncio.create_task(engine.classify([text], NO_VIEWS, None)) for text in "abc"]
     calls.append(asyncio.create_task(engine.classify(["a b " * 5_000], NO_VIEWS, None)))
     await asyncio.sleep(0.05)
-    assert engine.load[0] > 0
+    assert engine.queued_tokens > 0
     backend.open.set()
     *_, long = await asyncio.gather(*calls)
     assert long[0].truncated
@@ -188,11 +188,11 @@ async def test_cancelling_a_call_frees_its_room_and_stops_no_other(held):
     doomed = asyncio.create_task(engine.classify(["a b c"], NO_VIEWS, None))
     other = asyncio.create_task(engine.classify(["d e f"], NO_VIEWS, None))
     await asyncio.sleep(0)
-    queued = engine.load[0]
+    queued = engine.queued_tokens
     doomed.cancel()
     with pytest.raises(asyncio.CancelledError):
         await doomed
-    assert engine.load[0] < queued
+    assert engine.queued_tokens < queued
     backend.open.set()
     assert len(await other) == 1
     assert [len(batch) for batch in backend.batches] == [1, 1]

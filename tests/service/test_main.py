@@ -17,7 +17,7 @@ from service.settings import Settings, flag
 @pytest.fixture(scope="module")
 def served(tiny_bundle: Path):
     """The command itself, serving on a free port: its address, and the process."""
-    command = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0", "--http", ""]
     command += ["--bundle", str(tiny_bundle), "--device", "cpu", "--log-level", "debug"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -78,7 +78,8 @@ def test_errors_are_one_line_with_a_hint(capsys):
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_a_line(arguments, reason, tiny_bundle, capsys):
-    given = ["serve", "--bundle", str(tiny_bundle), "--grpc", "127.0.0.1:0", *arguments]
+    place = ["--grpc", "127.0.0.1:0", "--http", ""]
+    given = ["serve", "--bundle", str(tiny_bundle), *place, *arguments]
     assert main(given) == 2
     assert capsys.readouterr().err.startswith(reason)
 

@@ -19,6 +19,8 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch):
         ({"max_texts": "0"}, "--max-texts=0: .*greater than or equal to 1"),
         ({"max_texts": "many"}, "--max-texts=many: .*valid integer"),
         ({"grace_s": "-1"}, "--grace-s=-1"),
+        ({"grpc": ""}, "--grpc=: must be HOST:PORT"),
+        ({"http": "8080"}, "--http=8080: must be HOST:PORT with a port from 0 to 65535"),
         (
             {"max_batch_tokens": "900", "max_queue_tokens": "100"},
             "^--max-batch-tokens=900 exceeds --max-queue-tokens=100$",

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from service.settings import Settings, load_settings
 from service.workers import reserve, worker_settings
 from tests.signals import hangups
 
-COMMAND = [sys.executable, "-m", "service", "serve", "--grpc", "127.0.0.1:0", "--device", "cpu"]
+REALCE = [sys.executable, "-m", "service", "serve", "--http", "127.0.0.1:0", "--device", "cpu"]
+COMMAND = [*REALCE, "--grpc", "127.0.0.1:0"]
 
 
 class Workers:
@@ -41,6 +44,11 @@ class Workers:
     def address(self) -> str:
         (address,) = {line["address"] for line in self.lines}  # one and the same
         return address
+
+    @property
+    def metrics(self) -> str:
+        (url,) = {line["metrics"] for line in self.lines} - {None}  # the parent's
+        return url
 
 
 @contextlib.contextmanager
@@ -66,7 +74,12 @@ def test_workers_share_a_port_and_end_together_at_a_signal(tiny_bundle):
         for _ in range(6):  # each a connection of its own
             with Classifier(workers.address) as classifier:
                 assert len(classifier.classify(["I loved it", "I hated it"])) == 2
-        second = [*COMMAND[:5], workers.address, "--workers", "2", "--bundle", str(tiny_bundle)]
+        with urllib.request.urlopen(workers.metrics) as answer:  # of both together
+            told = answer.read().decode()
+        assert 'realce_calls_total{code="OK",method="Classify"} 6.0\n' in told
+        assert "realce_answered_rows_total 12.0\n" in told
+        assert re.search(r'^realce_serving\{bundle="tiny",.*\} 2.0$', told, re.MULTILINE)
+        second = [*REALCE, "--grpc", workers.address, "--workers", "2"]
         refused = subprocess.run(second, capture_output=True, text=True, timeout=60, check=False)
         assert refused.returncode == 2
         assert f"--grpc={workers.address}: cannot listen there" in refused.stderr
@@ -111,7 +124,7 @@ def test_a_worker_gets_every_setting_and_its_share_of_the_threads(monkeypatch):
         if key.startswith("REALCE_"):
             monkeypatch.setenv(key, value)
     worker = load_settings({})
-    changed = {"grpc": "127.0.0.1:7", "workers": 1, "threads": 2, "reuse_port": True}
+    changed = {"grpc": "127.0.0.1:7", "http": "", "workers": 1, "threads": 2, "reuse_port": True}
     assert worker.model_dump() == settings.model_dump() | changed
     assert (worker.max_texts, worker.reflection) == (7, True)
 
