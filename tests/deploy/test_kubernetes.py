@@ -97,19 +97,22 @@ def test_the_server_takes_the_arguments(overlay):
 @pytest.mark.parametrize("overlay", SERVING)
 def test_ports_services_and_probes_meet_the_server(overlay):
     container = server(overlay)
-    (port,) = container["ports"]
-    assert environment(overlay)["REALCE_GRPC"]["value"] == f"0.0.0.0:{port['containerPort']}"
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    for name, number in ports.items():
+        assert environment(overlay)[f"REALCE_{name.upper()}"]["value"] == f"0.0.0.0:{number}"
     services = {"", *(s.full_name for s in classifier_pb2.DESCRIPTOR.services_by_name.values())}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = container[name]["grpc"]
-        assert probe["port"] == port["containerPort"]
+        assert probe["port"] == ports["grpc"]
         assert probe.get("service", "") in services
     assert container["readinessProbe"]["grpc"]["service"] == "realce.v1.Classifier"
     for service in objects(overlay, "Service"):
-        assert [one["targetPort"] for one in service["spec"]["ports"]] == [port["name"]]
-        assert [one["port"] for one in service["spec"]["ports"]] == [port["containerPort"]]
+        assert [one["targetPort"] for one in service["spec"]["ports"]] == ["grpc"]
+        assert [one["port"] for one in service["spec"]["ports"]] == [ports["grpc"]]
     (policy,) = objects(overlay, "NetworkPolicy")
-    assert policy["spec"]["ingress"] == [{"ports": [{"port": port["name"]}]}]
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": name} for name in ports]}]
+    told = deployment(overlay)["spec"]["template"]["metadata"]["annotations"]
+    assert told["prometheus.io/port"] == str(ports["http"])
 
 
 @pytest.mark.parametrize("overlay", SERVING)
