@@ -8,22 +8,30 @@ from collections.abc import Sequence
 from types import FrameType
 
 from model.bundle import BundleError
-from training.commands import (
-    calibrate,
-    check,
-    evaluate,
-    faithfulness,
-    fit,
-    label,
-    pretrain,
-    report,
-    tune,
-)
-from training.config import ConfigError
-from training.data.formats import DataError
-from training.evaluation.results import ResultsError
-from training.loop.checkpoint import CheckpointError
-from training.release.export import ExportError
+
+try:
+    from training.commands import (
+        calibrate,
+        check,
+        evaluate,
+        faithfulness,
+        fit,
+        label,
+        pretrain,
+        report,
+        tune,
+    )
+    from training.config import ConfigError
+    from training.data.formats import DataError
+    from training.evaluation.results import ResultsError
+    from training.loop.checkpoint import CheckpointError
+    from training.release.export import ExportError
+except ModuleNotFoundError as missing:  # who installed what serves has the command, too
+    print(
+        f"realce-train: {missing.name} is not installed; pip install 'realce[train]' installs it",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 COMMANDS = (fit, pretrain, label, evaluate, calibrate, check, faithfulness, tune, report)
 REFUSALS = (BundleError, CheckpointError, ConfigError, DataError, ExportError, ResultsError)

@@ -29,3 +29,12 @@ def test_evaluate_says_nothing_where_nobody_reads_any_more(tiny_bundle):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_who_installed_only_what_serves_is_told_what_is_missing():
+    code = "import sys; sys.modules['torch'] = None; import training.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "realce-train: torch is not installed; pip install 'realce[train]' installs it\n"
+    )
