@@ -56,14 +56,18 @@ def test_what_is_copied_exists_and_reaches_the_builder():
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [("cpu", {"cpu"}), ("gpu", {"gpu"}), ("training", {"cpu", "train", "tune"})],
+    [
+        ("cpu", {"cpu", "native"}),
+        ("gpu", {"gpu", "native"}),
+        ("training", {"cpu", "train", "tune"}),
+    ],
 )
 def test_a_target_installs_its_extras(target, expected):
     assert extras(target) == expected
     assert expected <= PROJECT["optional-dependencies"].keys()
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+@pytest.mark.parametrize("extra", ["cpu", "gpu", "native"])
 def test_what_serves_needs_no_torch(extra):
     needs = PROJECT["dependencies"] + PROJECT["optional-dependencies"][extra]
     assert not [one for one in needs if one.startswith(("torch", "datasets", "scikit"))]
