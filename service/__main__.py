@@ -120,6 +120,10 @@ def _serve(options: argparse.Namespace) -> int:
     # It asks for a reload, and until there is something to reload would end the process; workers
     # begin as their parent is.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until the server listens to them there is nothing to drain; and the first process of a
+    # container hears only what it listens to.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = load_settings(flags)
@@ -131,6 +135,7 @@ def _serve(options: argparse.Namespace) -> int:
     from service.logs import configure_logs
     from service.ort_backend import DeviceError
     from service.server import StartError, run
+    from service.transport import TransportError
 
     configure_logs(settings.log_level)
     try:
@@ -139,7 +144,7 @@ def _serve(options: argparse.Namespace) -> int:
 
             return asyncio.run(run_workers(settings))
         asyncio.run(run(settings))
-    except (StartError, DeviceError) as error:
+    except (StartError, DeviceError, TransportError) as error:
         return _refuse(str(error))
     return 0
 

@@ -84,6 +84,18 @@ def test_a_server_that_cannot_start_says_why_in_a_line(arguments, reason, tiny_b
     assert capsys.readouterr().err.startswith(reason)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_has_not_begun(number):
+    """Even the first process of a container, which the kernel spares what it does not listen to."""
+    code = (
+        "import os, service.__main__ as command; "
+        f"command.load_settings = lambda flags: os.kill(os.getpid(), {int(number)}); "
+        "command.main(['serve'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_inspect_verifies_and_tells(tiny_bundle, tmp_path, capsys):
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "tiny 1: verified" in capsys.readouterr().out
