@@ -20,6 +20,7 @@ from service.metrics import Metrics
 REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
 MAX_REQUEST_ID = 64
+NEVER_S = 1e9  # left until a deadline, to who has none, in some servers
 
 log = structlog.get_logger("realce.call")
 
@@ -48,7 +49,8 @@ class Call:
         self._metrics, self._refused = metrics, refused
         self._started = time.monotonic()
         left_s = context.time_remaining()
-        self.deadline = None if left_s is None else self._started + left_s
+        never = left_s is None or left_s >= NEVER_S
+        self.deadline = None if never else self._started + left_s
         self.request_id = _request_id(context)
         self.rows = self.errors = 0
         context.set_trailing_metadata(((REQUEST_ID, self.request_id),))

@@ -26,8 +26,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class Metrics:
     """The metrics of one server, whatever bundles come and go in it.
 
-    Counted in on the event loop, read from anywhere. Of several workers, each a process with
-    metrics of its own, the library adds them up; hence no gauge asks for its value when it is read.
+    Counted in and read on any thread. Of several workers, each a process with metrics of its own,
+    the library adds them up; hence no gauge asks for its value when it is read.
     """
 
     def __init__(self) -> None:
@@ -76,6 +76,10 @@ class Metrics:
         """A call has ended after so long."""
         self._calls.labels(method, code).inc()
         self._call_s.labels(method).observe(seconds)
+
+    def refuse(self, method: str) -> None:
+        """A call was refused before anything else was done for it."""
+        self._calls.labels(method, "RESOURCE_EXHAUSTED").inc()
 
     def message(self, code: str) -> None:
         """A message of a stream has been answered."""

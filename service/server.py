@@ -9,7 +9,6 @@ import sys
 import time
 from typing import Self
 
-import grpc
 import structlog
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
@@ -23,9 +22,9 @@ from service.ort_backend import OrtBackend
 from service.room import Room
 from service.servicer import SERVICE, ClassifierServicer
 from service.settings import Settings, flag
+from service.transport import make_server
 from service.validation import Limits
 
-MOST = 2**31 - 1  # that gRPC takes: bytes of a message; milliseconds, and then it is for ever
 SAMPLE_S = 1.0  # between looks at what waits, for the metrics
 
 log = structlog.get_logger("realce.server")
@@ -55,38 +54,13 @@ class Server:
         self.exposition: Exposition | None = None
         self._sampling: asyncio.TimerHandle | None = None
         self._closing = False
-        keepalive_ms = round(settings.keepalive_s * 1e3)
-        age_ms = round(settings.connection_age_s * 1e3)
-        self._server = grpc.aio.server(
-            options=(
-                # Unless asked for: a second server would start unnoticed.
-                ("grpc.so_reuseport", int(settings.reuse_port)),
-                # Up to twice the limit the servicer refuses by itself, in words of its own.
-                (
-                    "grpc.max_receive_message_length",
-                    min(2 * settings.max_request_bytes, MOST),
-                ),
-                # Calls that the loop has not come to: where it is the limit they would pile up
-                # until all of them are too late. The library refuses them at no cost to the loop.
-                ("grpc.server.max_pending_requests", settings.max_waiting_calls // 2),
-                ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
-                # Answers are bounded before they are computed.
-                ("grpc.max_send_message_length", -1),
-                ("grpc.keepalive_time_ms", keepalive_ms),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Who has a connection would never see a pod that came later. Calls under way end on
-                # the old one, however long a stream takes.
-                ("grpc.max_connection_age_ms", age_ms or MOST),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            )
-        )
+        self._server = make_server(settings, self.metrics.refuse)
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
         """Bind, load, warm up. Health answers NOT_SERVING until the end of it.
 
-        Raises `StartError`, and `DeviceError` when the device cannot be used.
+        Raises `StartError`, and `DeviceError` or `TransportError` where those cannot be used.
         """
         server = cls(settings)
         try:
@@ -114,6 +88,7 @@ class Server:
             "serving",
             address=f"{self.settings.grpc.rpartition(':')[0]}:{self.port}",
             metrics=self.exposition.url if self.exposition else None,
+            transport=self.settings.transport,
             **_told(engine),
             start_s=round(time.perf_counter() - started, 3),
         )
@@ -209,7 +184,7 @@ class Server:
             settings.max_queue_tokens,
         )
         self._servicer = ClassifierServicer(engine, limits, self.metrics)
-        server.add_generic_rpc_handlers((self._servicer.handler(),))
+        self._servicer.add_to(server)
         self._health.add_to(server)
         if settings.reflection:
             names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -26,8 +26,6 @@ STOPPING = "the server is stopping; send what was not answered to another"
 M = TypeVar("M", bound=Message)
 if TYPE_CHECKING:  # the library's classes take no parameters at run time
     from service.call import Context
-
-    Handler = grpc.GenericRpcHandler[Any, Any]
 
 
 def decoder(kind: type[M], max_bytes: int) -> Callable[[bytes], M | InvalidRequest]:
@@ -62,9 +60,9 @@ class ClassifierServicer:
         self._under_way = UnderWay()
         self._refused = Tally("refused")
 
-    def handler(self) -> "Handler":
-        """The methods with our own deserialisers, for `grpc.aio.Server`. They give bytes: a message
-        that waits to be sent would be held twice."""
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve the methods with our own deserialisers. They give bytes: a message that waits to be
+        sent would be held twice."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         most = self._limits.max_request_bytes
         methods = {
@@ -72,7 +70,7 @@ class ClassifierServicer:
             "ClassifyStream": stream(self.classify_stream, decoder(pb.ClassifyStreamRequest, most)),
             "GetModel": unary(self.get_model, decoder(pb.GetModelRequest, most)),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        server.add_registered_method_handlers(SERVICE, methods)  # type: ignore[attr-defined]
 
     def drain(self) -> None:
         """Refuse new calls and stop reading from streams; what was read is answered."""

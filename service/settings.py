@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     http: str = Field(
         "127.0.0.1:8080", description="HOST:PORT of /metrics, for Prometheus; empty is nowhere"
     )
+    transport: Literal["grpc", "native"] = Field(
+        "grpc",
+        description="who speaks HTTP/2: gRPC's own library, or pygrpc-native, for more calls of "
+        "few texts from callers that can be trusted",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto is cuda where it is installed, else cpu"
     )
@@ -75,7 +80,7 @@ class Settings(BaseSettings):
         lt=1 << 31,
         description="calls that have come and wait to be looked at; from half of that on some are "
         "cut off, beyond it all, and the log does not know of them: fewer where callers have "
-        "deadlines, more where many call at once",
+        "deadlines, more where many call at once; the native transport refuses those beyond it",
     )
     hang_s: float = Field(
         30.0,
@@ -94,7 +99,7 @@ class Settings(BaseSettings):
         ge=0,
         le=86_400,
         description="about how many seconds until a caller is asked to connect anew, and so finds "
-        "servers that have been added; 0 is never",
+        "servers that have been added; 0 is never, as it is with the native transport",
     )
     reflection: bool = Field(False, description="serve gRPC reflection")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

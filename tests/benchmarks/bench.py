@@ -24,7 +24,7 @@ READY = "READY\n"
 SPARE_S = 90.0  # beyond its seconds, for the answers that are still to come
 LEAD_S = 1.0  # of a load beside another
 SETTLE_S = 0.3  # between two phases, for what the last one left running
-RAW, UNBATCHED = "raw loop", "grpc.aio, unbatched"
+RAW, NATIVE, UNBATCHED = "raw loop", "realce, native", "grpc.aio, unbatched"
 
 Key = tuple[str, str, str]  # system, bundle, load
 Phase = Callable[[], Figures]
@@ -108,10 +108,10 @@ class Bench:
         """Our server, as `realce serve` starts it, with these flags and those of `--serve`."""
         return Process([sys.executable, "-m", "service", "serve", *self._flags(bundle), *flags])
 
-    def measured(self, bundle: Path, backend: str) -> Process:
+    def measured(self, bundle: Path, backend: str, *flags: str) -> Process:
         """Our server with a backend of `tests.benchmarks.server`."""
         command = [sys.executable, "-m", "tests.benchmarks.server", "--backend", backend]
-        return Process([*command, "--", *self._flags(bundle)])
+        return Process([*command, "--", *self._flags(bundle), *flags])
 
     def peer(self, name: str, bundle: Path, *flags: str) -> Process:
         """Another server, one of `tests.benchmarks.peers`."""
@@ -119,16 +119,19 @@ class Bench:
         return Process([*command, "--bundle", str(bundle), "--device", self.options.device])
 
     def systems(self, name: str, bundle: Path) -> dict[str, Process]:
-        """Ours and its peers on a bundle; on the first one ours without a backend, too."""
-        systems = {
-            "realce": self.serve(bundle),
-            UNBATCHED: self.peer("unbatched", bundle),
-            f"{UNBATCHED}, 1 thread": self.peer("unbatched", bundle, "--threads", "1"),
-        }
+        """Ours, by each transport there is, and its peers on a bundle; on the first one ours
+        without a backend, too."""
+        transports = {"realce": ["--transport", "grpc"]}
+        if self.installed("pygrpc_native"):
+            transports[NATIVE] = ["--transport", "native"]
+        systems = {ours: self.serve(bundle, *flags) for ours, flags in transports.items()}
+        systems[UNBATCHED] = self.peer("unbatched", bundle)
+        systems[f"{UNBATCHED}, 1 thread"] = self.peer("unbatched", bundle, "--threads", "1")
         if self.installed("mosec"):
             systems["mosec"] = self.peer("mosec", bundle)
         if (name, bundle) == self.first:
-            systems["realce, null backend"] = self.measured(bundle, "null")
+            for ours, flags in transports.items():
+                systems[f"{ours}, null backend"] = self.measured(bundle, "null", *flags)
         return systems
 
     def installed(self, package: str) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import urllib.request
 
 import grpc
@@ -13,7 +14,6 @@ from protos.realce.v1 import classifier_pb2_grpc as rpc
 from service import server as server_module
 from service.server import Server, StartError
 from service.settings import EMBEDDED_BUNDLE
-from tests.fakes import FakeBackend
 
 TEXTS = ["I loved it", "Não gostei nada, não recomendo"]
 
@@ -96,26 +96,30 @@ async def test_messages_of_a_stream_are_counted_one_by_one(server, stub):
 
 async def test_what_waits_is_seen_and_what_was_given_up(server, stub, monkeypatch):
     monkeypatch.setattr(server_module, "SAMPLE_S", 0.01)
-    held = FakeBackend()
-    held.open.clear()
-    run = server._engine._backend.run
+    backend, opened, entered = server._engine._backend, threading.Event(), threading.Semaphore(0)
+    run, parallel = backend.run, backend.parallel
 
     def wait(*arguments):
-        held.open.wait(20)
+        entered.release()
+        assert opened.wait(20)
         return run(*arguments)
 
-    monkeypatch.setattr(server._engine._backend, "run", wait)
-    server._engine._backend.prompt = False  # nothing is computed on the loop
-    calls = [stub.Classify(pb.ClassifyRequest(texts=["good"])) for _ in range(8)]
-    await eventually(server, 8, "calls_under_way")
+    monkeypatch.setattr(backend, "run", wait)
+    monkeypatch.setattr(backend, "prompt", False)  # nothing is computed on the loop
+    calls = []
+    for _ in range(parallel):
+        calls.append(stub.Classify(pb.ClassifyRequest(texts=["good"])))
+        await asyncio.to_thread(entered.acquire)
+    calls += [stub.Classify(pb.ClassifyRequest(texts=["good"])) for _ in range(8)]
+    await eventually(server, parallel + 8, "calls_under_way")
     assert await shown(server, "queued_tokens") > 0
     calls[-1].cancel()
-    await eventually(server, 7, "calls_under_way")
-    held.open.set()
+    await eventually(server, parallel + 7, "calls_under_way")
+    opened.set()
     await asyncio.gather(*calls[:-1])
     await eventually(server, 0, "queued_tokens")
     assert await shown(server, "calls_total", code="CANCELLED") == 1
-    assert await shown(server, "answered_rows_total") == 7
+    assert await shown(server, "answered_rows_total") == parallel + 7
 
 
 async def test_the_bundle_in_service_is_named_and_what_came_of_reloads(server):

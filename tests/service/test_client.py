@@ -38,7 +38,7 @@ async def serving(engine: FakeEngine) -> AsyncIterator[str]:
         max_request_tokens=500,
     )
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((ClassifierServicer(engine, limits).handler(),))
+    ClassifierServicer(engine, limits).add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

@@ -48,7 +48,7 @@ def servicer(engine: FakeEngine) -> ClassifierServicer:
 @pytest.fixture
 async def channel(servicer: ClassifierServicer) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((servicer.handler(),))
+    servicer.add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -1,0 +1,52 @@
+"""Who speaks HTTP/2 for us: gRPC's own library, or one that does it outside of the interpreter."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from service.settings import Settings
+
+MOST = 2**31 - 1  # that gRPC takes: bytes of a message; milliseconds, and then it is for ever
+
+
+class TransportError(RuntimeError):
+    """There is no such transport here; the message says how to get it."""
+
+
+def make_server(settings: Settings, on_refused: Callable[[str], None]) -> grpc.aio.Server:
+    """A server that has no methods and listens nowhere yet; `on_refused` is called, on any thread,
+    with the method of a call that it refused by itself, where it knows. Raises `TransportError`.
+    """
+    options: list[tuple[str, Any]] = [
+        # Unless asked for: a second server would start unnoticed.
+        ("grpc.so_reuseport", int(settings.reuse_port)),
+        # Up to twice the limit the servicer refuses by itself, in words of its own.
+        ("grpc.max_receive_message_length", min(2 * settings.max_request_bytes, MOST)),
+        # Answers are bounded before they are computed.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+    if settings.transport == "native":
+        if importlib.util.find_spec("pygrpc_native") is None:
+            raise TransportError(
+                f"{settings.given('transport')}: pygrpc-native is missing; "
+                "pip install 'realce[native]'"
+            )
+        from service.native import NativeServer
+
+        return NativeServer(options, settings.max_waiting_calls, on_refused)
+    options += [
+        # Calls that the loop has not come to: where it is the limit they would pile up until all
+        # of them are too late. The library refuses them at no cost to the loop.
+        ("grpc.server.max_pending_requests", settings.max_waiting_calls // 2),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
+        # Who has a connection would never see a pod that came later. Calls under way end on the
+        # old one, however long a stream takes.
+        ("grpc.max_connection_age_ms", round(settings.connection_age_s * 1e3) or MOST),
+    ]
+    return grpc.aio.server(options=options)
