@@ -93,6 +93,7 @@ def _add_classify(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print everything as JSON")
     command.add_argument(
         "--target",
+        type=_target,
         default=DEFAULT_TARGET,
         metavar="HOST:PORT",
         help=f"the server (default: {DEFAULT_TARGET})",
@@ -195,6 +196,12 @@ def _hint(code: str, target: str) -> str:
     if code == "UNAVAILABLE":
         return f"; is a server running at {target}? `make serve` starts one"
     return "; --timeout gives it longer" if code == "DEADLINE_EXCEEDED" else ""
+
+
+def _target(value: str) -> str:
+    if value.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{value}: must be HOST:PORT, without http://")
+    return value
 
 
 def _seconds(value: str) -> float:

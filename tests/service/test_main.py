@@ -125,6 +125,12 @@ def test_inspect_says_plainly_what_may_not_be_sold(tiny_bundle, tmp_path, capsys
     assert "NON-COMMERCIAL" not in capsys.readouterr().out
 
 
+def test_a_target_is_no_url(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["classify", "a", "--target", "http://127.0.0.1:50051"])
+    assert "--target: http://127.0.0.1:50051: must be HOST:PORT, without" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon", "1e300"])
 def test_a_timeout_must_be_seconds(timeout, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -106,6 +106,9 @@ def run_config(options: argparse.Namespace) -> RunConfig:
         if (value := getattr(options, flag)) is not None:
             overrides[key] = value
     if options.data:
+        if "sources" in overrides:
+            files = " ".join(options.data)
+            raise ConfigError(f"--set sources: rows come from {files}; leave one out")
         overrides["sources"] = _named_apart(_source(data, options) for data in options.data)
     elif options.config is None:
         raise ConfigError("nothing to train on: name a data file or give --config")

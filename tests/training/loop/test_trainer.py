@@ -159,6 +159,7 @@ def test_a_damaged_checkpoint_is_refused(unbroken, tmp_path):
         ([str(REVIEWS), "--set", "train.epochs=0"], "train.epochs=0 trains nothing; --start-from"),
         ([str(REVIEWS), "--set", "train.colour=1"], "train.colour=1: Extra inputs"),
         ([str(REVIEWS), "--set", "=1"], "--set =1: must be KEY=VALUE"),
+        ([str(REVIEWS), "--set", "sources=1"], f"rows come from {REVIEWS}; leave one out"),
         (["hub:"], "hub:: names no set; must be hub:OWNER/NAME"),
         ([str(REVIEWS), "--set", "network.heads=7"], "heads=7 must divide d_model=192"),
         ([str(REVIEWS), "--set", "train.crop_tokens=999"], "crop_tokens=999 exceeds"),
