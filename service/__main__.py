@@ -1,14 +1,26 @@
 """`realce`: serve a bundle, ask a server, look into a bundle."""
 
+import os
+import signal
+
+
+def _end_at_signals() -> None:
+    """Until a server listens to them there is nothing to drain."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
+
+# The first process of a container hears only what it listens to, and the rest takes long to load.
+if os.getpid() == 1:
+    _end_at_signals()
+
 import argparse
 import asyncio
 import importlib.util
 import io
 import json
 import math
-import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,10 +133,7 @@ def _serve(options: argparse.Namespace) -> int:
     # It asks for a reload, and until there is something to reload would end the process; workers
     # begin as their parent is.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Until the server listens to them there is nothing to drain; and the first process of a
-    # container hears only what it listens to.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+    _end_at_signals()
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = load_settings(flags)

@@ -1,6 +1,7 @@
 """Who speaks HTTP/2 for us: gRPC's own library, or one that does it outside of the interpreter."""
 
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,12 @@ def make_server(settings: Settings, on_refused: Callable[[str], None]) -> grpc.a
                 f"{settings.given('transport')}: pygrpc-native is missing; "
                 "pip install 'realce[native]'"
             )
+        try:
+            tempfile.gettempdir()  # where the socket of its second server lies
+        except FileNotFoundError as error:
+            raise TransportError(
+                f"{settings.given('transport')}: {error.strerror}; mount /tmp or set TMPDIR"
+            ) from error
         from service.native import NativeServer
 
         return NativeServer(options, settings.max_waiting_calls, on_refused)

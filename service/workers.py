@@ -21,7 +21,7 @@ import structlog
 
 from service.exposition import SHARED, registry_of
 from service.ort_backend import cpu_quota
-from service.server import cannot_listen, expose
+from service.server import StartError, cannot_listen, expose
 from service.settings import Settings
 
 PLACE = Path(__file__).absolute().parents[1]  # where `service` is imported from
@@ -98,11 +98,15 @@ def _metrics(settings: Settings) -> Iterator[tuple[str | None, dict[str, str]]]:
     if not settings.http:
         yield None, {}
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="realce-metrics-") as folder,
-        contextlib.closing(expose(settings, registry_of(folder))) as exposition,
-    ):
-        yield exposition.url, {SHARED: folder}
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="realce-metrics-")
+    except OSError as error:
+        raise StartError(
+            f"{settings.given('workers')}: {error.strerror}, for their metrics; mount /tmp, set "
+            "TMPDIR, or --http '' for none"
+        ) from error
+    with folder as name, contextlib.closing(expose(settings, registry_of(name))) as exposition:
+        yield exposition.url, {SHARED: name}
 
 
 async def _start(environment: dict[str, str]) -> Process:

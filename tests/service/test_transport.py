@@ -1,6 +1,7 @@
 """Which server stands at the edge."""
 
 import importlib.util
+import tempfile
 
 import pytest
 
@@ -23,4 +24,11 @@ async def test_either_listens_and_only_where_asked_to_beside_others(transport):
 async def test_one_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TransportError, match=r"transport=native: pygrpc-native is missing; pip "):
+        make_server(Settings(transport="native"), print)
+
+
+async def test_the_native_one_says_that_it_needs_a_folder_for_a_socket(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(TransportError, match=r"transport=native: No usable temporary .*; mount "):
         make_server(Settings(transport="native"), print)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +43,17 @@ class Workers:
 
     @property
     def address(self) -> str:
-        (address,) = {line["address"] for line in self.lines}  # one and the same
+        (address,) = self._told("address")  # one and the same
         return address
 
     @property
     def metrics(self) -> str:
-        (url,) = {line["metrics"] for line in self.lines} - {None}  # the parent's
+        (url,) = self._told("metrics") - {None}  # the parent's
         return url
+
+    def _told(self, name: str) -> set[str | None]:
+        """By parent and workers as they begin; one may have reloaded before another has."""
+        return {line[name] for line in self.lines if line["event"] in ("workers", "serving")}
 
 
 @contextlib.contextmanager
@@ -218,3 +223,11 @@ def test_a_signal_to_reload_while_workers_start_ends_nobody(tiny_bundle):
             assert process.poll() is None
         finally:
             process.terminate()
+
+
+async def test_workers_say_that_their_metrics_need_a_folder(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    settings = Settings(grpc="127.0.0.1:0", http="127.0.0.1:0", workers=2)
+    with pytest.raises(StartError, match=r"workers=2: No usable temporary .*, for their metrics; "):
+        await workers.run_workers(settings)
