@@ -15,17 +15,18 @@ from service.types import NO_VIEWS, IntArray, Result, Variant, ViewRequest
 class Entry:
     """One call of n rows, and what has come of it so far.
 
-    `input_ids` holds n arrays [S]; `deadline` and `queued_at` are on the scheduler's clock, in
-    seconds. `results`, by row, fill as batches return. Its future belongs to the batcher alone,
-    which sets it when `missing` is 0. What still waits of it belongs to the scheduler: `waiting`
-    holds rows at the front by their length, `later` those behind, and `turn` counts those at the
-    front or running.
+    `input_ids` holds n arrays [S]; `deadline`, `queued_at` and `begun_at` (of its last row) are on
+    the scheduler's clock, in seconds. `results`, by row, fill as batches return. Its future belongs
+    to the batcher alone, which sets it when `missing` is 0. What still waits of it belongs to the
+    scheduler: `waiting` holds rows at the front by their length, `later` those behind, and `turn`
+    counts those at the front or running.
     """
 
     input_ids: list[IntArray]
     request: ViewRequest = NO_VIEWS
     deadline: float | None = None
     queued_at: float = 0.0
+    begun_at: float = 0.0
     future: "asyncio.Future[Entry] | None" = None
     results: dict[int, Result] = field(default_factory=dict)
     missing: int = 0

@@ -260,11 +260,12 @@ class Batcher:
     def _answer(self, outcome: Outcome) -> None:
         for entry, rows in outcome.batch.parts:
             entry.missing -= len(rows)
+            entry.begun_at = max(entry.begun_at, outcome.began)
             if entry.future is None or entry.future.done():
                 continue
             self._metrics.answered_rows.inc(len(rows))
             if entry.missing == 0:
-                self._metrics.queue_s.observe(outcome.began - entry.queued_at)
+                self._metrics.queue_s.observe(entry.begun_at - entry.queued_at)
                 entry.future.set_result(entry)
 
     def _give_up(self, error: BackendGone) -> None:

@@ -34,6 +34,7 @@ class Call:
 
     __slots__ = (
         "_context",
+        "_ended",
         "_method",
         "_metrics",
         "_refused",
@@ -47,7 +48,7 @@ class Call:
     def __init__(self, method: str, context: "Context", metrics: Metrics, refused: Tally) -> None:
         self._method, self._context = method, context
         self._metrics, self._refused = metrics, refused
-        self._started = time.monotonic()
+        self._started, self._ended = time.monotonic(), False
         left_s = context.time_remaining()
         never = left_s is None or left_s >= NEVER_S
         self.deadline = None if never else self._started + left_s
@@ -93,15 +94,22 @@ class Call:
             )
         return converters.status(error, self.request_id)
 
+    @property
+    def late(self) -> bool:
+        """Has its deadline passed?"""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def end_abandoned(self) -> None:
         """The caller is gone, or its deadline has passed."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        self.end("DEADLINE_EXCEEDED" if late else "CANCELLED")
+        self.end("DEADLINE_EXCEEDED" if self.late else "CANCELLED")
 
     def end(self, code: str, error: Exception | None = None) -> None:
         """Count the call and write its line: what succeeded or was given up at debug level, what
         failed as warning; what was refused for lack of room or time comes in masses, and is told by
-        a line a second."""
+        a line a second. A call ends once: a caller may go while it is told why."""
+        if self._ended:
+            return
+        self._ended = True
         seconds = time.monotonic() - self._started
         self._metrics.call(self._method, code, seconds)
         fields: dict[str, Any] = {}

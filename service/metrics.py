@@ -65,6 +65,8 @@ class Metrics:
         self.answered_rows = counter("answered_rows", "Rows whose caller was still there")
         self.failed_rows = counter("failed_rows", "Rows that the model failed on")
         self._reloads = counter("reloads", "Reloads of the bundle", "outcome")
+        for outcome in ("succeeded", "failed"):  # an increase from nothing shows in no rate
+            self._reloads.labels(outcome)
         self.queued_tokens = gauge("queued_tokens", "Tokens that wait to be computed")
         self.held_bytes = gauge("held_bytes", "Tensors of answers that are not sent yet")
         self.calls_under_way = gauge("calls_under_way", "Calls under way")
@@ -77,9 +79,9 @@ class Metrics:
         self._calls.labels(method, code).inc()
         self._call_s.labels(method).observe(seconds)
 
-    def refuse(self, method: str) -> None:
-        """A call was refused before anything else was done for it."""
-        self._calls.labels(method, "RESOURCE_EXHAUSTED").inc()
+    def unseen(self, method: str, code: str) -> None:
+        """A call has ended before anything was done for it."""
+        self._calls.labels(method, code).inc()
 
     def message(self, code: str) -> None:
         """A message of a stream has been answered."""

@@ -4,6 +4,10 @@ Its threads speak HTTP/2 outside of the interpreter and hand over as many calls 
 loop is the limit they would pile up there until all of them are too late.
 """
 
+import asyncio
+import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,12 +21,13 @@ from service.servicer import SERVICE
 
 RETRY_S = 1.0  # what waits then has been answered, or is too late
 AT_ONCE = 4096  # events taken in while the interpreter is ours, which under load is seldom
+LOOK_S = 0.01  # between looks at what has not been written yet
 
 
 class NativeServer(pygrpc_native.aio.Server):
-    """Refuses calls of our service beyond `most_waiting` that the loop has not begun, on the thread
-    that takes them in; `on_refused` is then called there with the method. Health and all else is
-    always let in.
+    """Refuses calls of our service beyond `most_waiting` that the loop has not come to, on the
+    thread that takes them in; health and all else is always let in. `on_unseen` is called with
+    method and status, on any thread, for calls that end before our service hears of them.
 
     What it overrides is the library's own business, whose version is pinned for it.
     """
@@ -31,23 +36,40 @@ class NativeServer(pygrpc_native.aio.Server):
         self,
         options: Iterable[tuple[str, Any]],
         most_waiting: int,
-        on_refused: Callable[[str], None],
+        on_unseen: Callable[[str, str], None],
     ) -> None:
         super().__init__(options=options)
-        self._most_waiting, self._on_refused = most_waiting, on_refused
-        self._handed = self._begun = 0  # each counted by one thread alone
+        self._front_args["metrics"] = True  # it tells which answers have been written
+        self._most_waiting, self._on_unseen = most_waiting, on_unseen
+        self._handed = self._taken = 0  # each counted by one thread alone
         full = Overloaded(f"{most_waiting} calls wait to be looked at", RETRY_S)
         code, status = converters.status(full, request_id="")
         self._refusal = code.value[0], status.message, [(STATUS, status.SerializeToString())]
 
+    async def stop(self, grace: float | None) -> None:  # type: ignore[override]
+        """See `grpc.aio.Server.stop`; answers that are still being written have the grace, too."""
+        end = time.monotonic() + (grace or 0.0)
+        # The front tells nobody by itself.
+        while self._unwritten() and time.monotonic() < end:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+        await super().stop(max(end - time.monotonic(), 0.0) if grace else grace)
+
+    def _unwritten(self) -> int:
+        told = self._front.metrics() if self._front is not None else None
+        methods = told["methods"].values() if told else ()
+        ended = (status["count"] for one in methods for status in one["status"].values())
+        return int(sum(one["started"] for one in methods) - sum(ended))
+
     def _dispatch(self) -> None:
+        """On a thread of its own: hand what comes to the loop, or refuse it."""
         front, loop = self._front, self._loop
         assert front is not None
         assert loop is not None
         while (events := front.recv_batch_details(AT_ONCE)) is not None:
+            came = time.monotonic()
             admitted = [event for event in events if self._admit(event)]
             try:
-                loop.call_soon_threadsafe(self._on_events, admitted)
+                loop.call_soon_threadsafe(self._take, admitted, came)
             except RuntimeError:  # the loop is gone, and nobody has stopped us
                 front.close()
                 return
@@ -56,17 +78,30 @@ class NativeServer(pygrpc_native.aio.Server):
         kind, call_id, number = event[:3]
         if kind != EVENT_CALL or not _is_ours(method := self._table[number][0]):
             return True
-        if self._handed - self._begun < self._most_waiting:
+        if self._handed - self._taken < self._most_waiting:
             self._handed += 1
             return True
         assert self._front is not None
         self._front.fail(call_id, *self._refusal)
-        self._on_refused(method.rpartition("/")[2])
+        with contextlib.suppress(Exception):  # nobody would take calls in any more
+            self._on_unseen(_name(method), "RESOURCE_EXHAUSTED")
         return False
 
-    async def _run(self, call: Any, payload: bytes) -> None:
-        self._begun += _is_ours(call.method)
-        await super()._run(call, payload)
+    def _take(self, events: list[tuple[Any, ...]], came: float) -> None:
+        """On the loop: begin what came at that time."""
+        waited = time.monotonic() - came
+        calls = [event for event in events if event[0] == EVENT_CALL]
+        self._taken += sum(_is_ours(self._table[number][0]) for _, _, number, *_ in calls)
+        self._on_events([_after(waited, event) for event in events])
+        for _, call_id, *_ in calls:
+            if (call := self._calls.get(call_id)) is not None and call.task is not None:
+                call.task.add_done_callback(functools.partial(self._forget, call))
+
+    def _forget(self, call: Any, task: object) -> None:
+        """A call has ended; one that was cancelled before its first step nobody has heard of."""
+        if self._calls.pop(call.call_id, None) is not None and _is_ours(call.method):
+            late = call.deadline is not None and time.monotonic() >= call.deadline
+            self._on_unseen(_name(call.method), "DEADLINE_EXCEEDED" if late else "CANCELLED")
 
     def _fail(self, call: Any, context: Any, details: str | None) -> None:
         # The front keeps the key to itself, and would not end a call that has it.
@@ -75,5 +110,18 @@ class NativeServer(pygrpc_native.aio.Server):
         super()._fail(call, context, details)
 
 
+def _after(waited: float, event: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An event whose call has so much less time left than when it came."""
+    *same, details = event
+    if details is None or details[2] is None:
+        return event
+    metadata, peer, left = details
+    return (*same, (metadata, peer, left - waited))
+
+
 def _is_ours(method: str) -> bool:
     return method.startswith(f"/{SERVICE}/")
+
+
+def _name(method: str) -> str:
+    return method.rpartition("/")[2]

@@ -54,7 +54,7 @@ class Server:
         self.exposition: Exposition | None = None
         self._sampling: asyncio.TimerHandle | None = None
         self._closing = False
-        self._server = make_server(settings, self.metrics.refuse)
+        self._server = make_server(settings, self.metrics.unseen)
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:

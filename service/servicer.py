@@ -128,9 +128,13 @@ class ClassifierServicer:
                     yield content
             if await stream.cut_short():
                 await call.abort(Unavailable(STOPPING))
-            call.end("OK")
-        except asyncio.CancelledError:
+            # The library ends the reading of a late call as if its caller had sent all.
+            call.end("DEADLINE_EXCEEDED" if call.late else "OK")
+        except (asyncio.CancelledError, GeneratorExit):  # the latter while an answer is sent
             call.end_abandoned()
+            raise
+        except Exception as error:  # the abort of above, or what reading raised
+            call.end("UNKNOWN", error)
             raise
         finally:
             self._streams.discard(stream)

@@ -16,9 +16,10 @@ class TransportError(RuntimeError):
     """There is no such transport here; the message says how to get it."""
 
 
-def make_server(settings: Settings, on_refused: Callable[[str], None]) -> grpc.aio.Server:
-    """A server that has no methods and listens nowhere yet; `on_refused` is called, on any thread,
-    with the method of a call that it refused by itself, where it knows. Raises `TransportError`.
+def make_server(settings: Settings, on_unseen: Callable[[str, str], None]) -> grpc.aio.Server:
+    """A server that has no methods and listens nowhere yet; `on_unseen` is called, on any thread,
+    with method and status of a call that it ended by itself, where it knows. Raises
+    `TransportError`.
     """
     options: list[tuple[str, Any]] = [
         # Unless asked for: a second server would start unnoticed.
@@ -31,6 +32,10 @@ def make_server(settings: Settings, on_refused: Callable[[str], None]) -> grpc.a
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Calls that the loop has not come to: where it is the limit they would pile up until all
+        # of them are too late. The library refuses them at no cost to the loop.
+        ("grpc.server.max_pending_requests", settings.max_waiting_calls // 2),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
     ]
     if settings.transport == "native":
         if importlib.util.find_spec("pygrpc_native") is None:
@@ -46,14 +51,9 @@ def make_server(settings: Settings, on_refused: Callable[[str], None]) -> grpc.a
             ) from error
         from service.native import NativeServer
 
-        return NativeServer(options, settings.max_waiting_calls, on_refused)
-    options += [
-        # Calls that the loop has not come to: where it is the limit they would pile up until all
-        # of them are too late. The library refuses them at no cost to the loop.
-        ("grpc.server.max_pending_requests", settings.max_waiting_calls // 2),
-        ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
-        # Who has a connection would never see a pod that came later. Calls under way end on the
-        # old one, however long a stream takes.
-        ("grpc.max_connection_age_ms", round(settings.connection_age_s * 1e3) or MOST),
-    ]
+        return NativeServer(options, settings.max_waiting_calls, on_unseen)
+    # Who has a connection would never see a pod that came later. Calls under way end on the old
+    # one, however long a stream takes.
+    age_ms = round(settings.connection_age_s * 1e3) or MOST
+    options.append(("grpc.max_connection_age_ms", age_ms))
     return grpc.aio.server(options=options)

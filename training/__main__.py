@@ -27,6 +27,8 @@ try:
     from training.loop.checkpoint import CheckpointError
     from training.release.export import ExportError
 except ModuleNotFoundError as missing:  # who installed what serves has the command, too
+    if missing.name is None or missing.name.partition(".")[0] in ("model", "training"):
+        raise
     print(
         f"realce-train: {missing.name} is not installed; pip install 'realce[train]' installs it",
         file=sys.stderr,

@@ -365,6 +365,22 @@ async def test_draining_finishes_what_is_under_way(settings):
     assert all(r.code() is grpc.StatusCode.UNAVAILABLE for r in refused)
 
 
+async def test_draining_sends_large_answers_to_their_end(settings):
+    server = await Server.start(settings)
+    target = f"127.0.0.1:{server.port}"
+    async with grpc.aio.insecure_channel(target, options=UNLIMITED) as channel:
+        request = pb.ClassifyRequest(texts=["good " * 60] * 100, views=[pb.VIEW_ATTENTIONS])
+        call = rpc.ClassifierStub(channel).Classify(request)
+        async with asyncio.timeout(20):
+            while not server._servicer.calls:
+                await asyncio.sleep(0)
+        closing = asyncio.create_task(server.close())
+        response = await call
+        assert response.ByteSize() > 10 << 20
+        assert len(response.predictions) == 100
+        await closing
+
+
 async def test_reflection_by_option(settings):
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

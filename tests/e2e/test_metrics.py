@@ -18,10 +18,10 @@ from service.settings import EMBEDDED_BUNDLE
 TEXTS = ["I loved it", "Não gostei nada, não recomendo"]
 
 
-@pytest.fixture
-async def server(settings, tiny_bundle, tmp_path):
+@pytest.fixture(params=["grpc", "native"])
+async def server(settings, tiny_bundle, tmp_path, request):
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    change = {"http": "127.0.0.1:0", "bundle": folder}
+    change = {"http": "127.0.0.1:0", "bundle": folder, "transport": request.param}
     server = await Server.start(settings.model_copy(update=change))
     yield server
     await server.close()
@@ -94,6 +94,25 @@ async def test_messages_of_a_stream_are_counted_one_by_one(server, stub):
     await eventually(server, 1, "calls_total", method="ClassifyStream", code="OK")
 
 
+async def test_a_stream_is_counted_once_however_it_ends(server, stub, monkeypatch):
+    request = pb.ClassifyRequest(texts=["good " * 60] * 50, views=[pb.VIEW_ATTENTIONS])
+
+    async def talk(*messages: pb.ClassifyStreamRequest):
+        for message in messages:
+            yield message
+        await asyncio.sleep(20)  # and has more to say
+
+    unread = stub.ClassifyStream(talk(pb.ClassifyStreamRequest(request=request)))
+    await eventually(server, 1, "stream_messages_total", code="OK")
+    unread.cancel()  # while the answer is being sent
+    await eventually(server, 1, "calls_total", method="ClassifyStream", code="CANCELLED")
+    late = stub.ClassifyStream(talk(), timeout=0.1)
+    with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+        await anext(aiter(late))
+    await eventually(server, 1, "calls_total", method="ClassifyStream", code="DEADLINE_EXCEEDED")
+    assert await shown(server, "calls_total", method="ClassifyStream") == 2
+
+
 async def test_what_waits_is_seen_and_what_was_given_up(server, stub, monkeypatch):
     monkeypatch.setattr(server_module, "SAMPLE_S", 0.01)
     backend, opened, entered = server._engine._backend, threading.Event(), threading.Semaphore(0)
@@ -124,6 +143,7 @@ async def test_what_waits_is_seen_and_what_was_given_up(server, stub, monkeypatc
 
 async def test_the_bundle_in_service_is_named_and_what_came_of_reloads(server):
     assert await shown(server, "serving", bundle="tiny", provider="CPUExecutionProvider") == 1
+    assert 'realce_reloads_total{outcome="failed"} 0.0\n' in await asyncio.to_thread(read, server)
     folder = server.settings.bundle
     (folder / "manifest.json").unlink()
     server.reload()
