@@ -20,6 +20,7 @@ from service.metrics import Metrics
 REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
 MAX_REQUEST_ID = 64
+EARLY_S = 0.01
 NEVER_S = 1e9  # left until a deadline, to who has none, in some servers
 
 log = structlog.get_logger("realce.call")
@@ -96,8 +97,8 @@ class Call:
 
     @property
     def late(self) -> bool:
-        """Has its deadline passed?"""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        """Has its deadline passed, by a library's timer that may be a little early?"""
+        return self.deadline is not None and time.monotonic() >= self.deadline - EARLY_S
 
     def end_abandoned(self) -> None:
         """The caller is gone, or its deadline has passed."""
