@@ -42,17 +42,6 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
     return settings.model_copy(update={"transport": request.param})
 
 
-@pytest.fixture
-async def channel(server: Server):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture
-def stub(channel) -> rpc.ClassifierStub:
-    return rpc.ClassifierStub(channel)
-
-
 def violations(error: grpc.RpcError) -> list[tuple[str, str]]:
     status = rpc_status.from_call(error)
     bad = error_details_pb2.BadRequest()

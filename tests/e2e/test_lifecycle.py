@@ -66,16 +66,8 @@ def test_a_signal_drains_and_ends_the_process_though_callers_hold_on(tiny_bundle
 
 
 def test_a_signal_to_reload_while_it_starts_is_heard_once_it_serves(tiny_bundle):
-    command = [
-        *REALCE,
-        "serve",
-        "--bundle",
-        str(tiny_bundle),
-        "--grpc",
-        "127.0.0.1:0",
-        "--http",
-        "",
-    ]
+    place = ["--grpc", "127.0.0.1:0", "--http", ""]
+    command = [*REALCE, "serve", "--bundle", str(tiny_bundle), *place]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -10,7 +10,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from protos.realce.v1 import classifier_pb2 as pb
-from protos.realce.v1 import classifier_pb2_grpc as rpc
 from service import server as server_module
 from service.server import Server, StartError
 from service.settings import EMBEDDED_BUNDLE
@@ -19,18 +18,11 @@ TEXTS = ["I loved it", "Não gostei nada, não recomendo"]
 
 
 @pytest.fixture(params=["grpc", "native"])
-async def server(settings, tiny_bundle, tmp_path, request):
-    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+async def server(settings, folder, request):
     change = {"http": "127.0.0.1:0", "bundle": folder, "transport": request.param}
     server = await Server.start(settings.model_copy(update=change))
     yield server
     await server.close()
-
-
-@pytest.fixture
-async def stub(server):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield rpc.ClassifierStub(channel)
 
 
 def read(server: Server) -> str:

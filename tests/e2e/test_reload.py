@@ -9,7 +9,6 @@ import sys
 import weakref
 from pathlib import Path
 
-import grpc
 import pytest
 
 from model.bundle import read_bundle
@@ -23,22 +22,10 @@ EMBEDDED = read_bundle(EMBEDDED_BUNDLE).manifest.name
 
 
 @pytest.fixture
-def folder(tiny_bundle, tmp_path) -> Path:
-    """A place that a bundle is served from, holding the tiny one."""
-    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
-
-
-@pytest.fixture
 async def server(settings, folder):
     server = await Server.start(settings.model_copy(update={"bundle": folder}))
     yield server
     await server.close()
-
-
-@pytest.fixture
-async def stub(server):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield rpc.ClassifierStub(channel)
 
 
 def replace(folder: Path, bundle: Path = EMBEDDED_BUNDLE) -> None:
