@@ -37,10 +37,10 @@ log = structlog.get_logger("realce.batcher")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a batch begun at `began` of the clock: computed in `seconds`, or an error."""
+    """What came of a batch: begun at `began` of the clock, computed in `seconds`; or an error."""
 
     batch: Batch
-    began: float
+    began: float = 0.0
     seconds: float = 0.0
     error: Exception | None = None
 
@@ -202,7 +202,7 @@ class Batcher:
                     self._backend.run(ids, np.ones_like(ids), Variant.PLAIN)
                 except Exception as error:
                     gone = BackendGone(f"{type(error).__name__}: {error}")
-                    return [Outcome(batch, self._clock(), error=gone)]
+                    return [Outcome(batch, error=gone)]
             for outcome in outcomes:
                 if outcome.error is not None:  # the loop may hear of it too late for the next batch
                     for entry, _ in outcome.batch.parts:
@@ -225,7 +225,7 @@ class Batcher:
             _fill(batch, outputs)
         except Exception as error:
             if isinstance(error, BackendGone) or batch.rows == 1:
-                return [Outcome(batch, began, error=error)]
+                return [Outcome(batch, error=error)]
             outcomes = []
             for half in batch.halves():
                 with self._lock:  # a batch of its own to the heartbeat

@@ -20,7 +20,7 @@ from service.metrics import Metrics
 REQUEST_ID, STATUS = "x-request-id", "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own clients wait that long before they retry
 MAX_REQUEST_ID = 64
-EARLY_S = 0.01
+EARLY_S = 0.01  # that a library's timer ends a call before its deadline
 NEVER_S = 1e9  # left until a deadline, to who has none, in some servers
 
 log = structlog.get_logger("realce.call")
@@ -97,8 +97,8 @@ class Call:
 
     @property
     def late(self) -> bool:
-        """Has its deadline passed, by a library's timer that may be a little early?"""
-        return self.deadline is not None and time.monotonic() >= self.deadline - EARLY_S
+        """Has its deadline passed?"""
+        return is_late(self.deadline)
 
     def end_abandoned(self) -> None:
         """The caller is gone, or its deadline has passed."""
@@ -131,6 +131,11 @@ class Call:
             rows=self.rows,
             **fields,
         )
+
+
+def is_late(deadline: float | None) -> bool:
+    """Has a deadline of `time.monotonic` passed, by a timer that may be a little early?"""
+    return deadline is not None and time.monotonic() >= deadline - EARLY_S
 
 
 def _request_id(context: "Context") -> str:

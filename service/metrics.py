@@ -17,10 +17,10 @@ from prometheus_client import (
 from service.types import ModelDescription
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
 # A series more for each, which several workers do not have.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:

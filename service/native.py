@@ -15,7 +15,7 @@ import pygrpc_native.aio
 from pygrpc_native import EVENT_CALL
 
 from service import converters
-from service.call import PUSHBACK, STATUS
+from service.call import PUSHBACK, STATUS, is_late
 from service.errors import Overloaded
 from service.servicer import SERVICE
 
@@ -100,8 +100,8 @@ class NativeServer(pygrpc_native.aio.Server):
     def _forget(self, call: Any, task: object) -> None:
         """A call has ended; one that was cancelled before its first step nobody has heard of."""
         if self._calls.pop(call.call_id, None) is not None and _is_ours(call.method):
-            late = call.deadline is not None and time.monotonic() >= call.deadline
-            self._on_unseen(_name(call.method), "DEADLINE_EXCEEDED" if late else "CANCELLED")
+            code = "DEADLINE_EXCEEDED" if is_late(call.deadline) else "CANCELLED"
+            self._on_unseen(_name(call.method), code)
 
     def _fail(self, call: Any, context: Any, details: str | None) -> None:
         # The front keeps the key to itself, and would not end a call that has it.
