@@ -1,6 +1,7 @@
 """Places on a device that a session reads its inputs from and writes its outputs to."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from model.tokenizer import UNK_ID
 from service.types import IntArray
 
 LEAST_WIDTH = 16  # tokens
+UNRECORDED = -1  # to ONNX Runtime the number of a run that is neither recorded nor repeated
 
 _numbers = itertools.count(1)  # of recordings; a session keeps them by number
 
@@ -48,30 +50,28 @@ class Buffers:
     its kernels does. For one thread at a time.
     """
 
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        device: str,
-        max_tokens: int,
-        recorded: bool = False,
-    ) -> None:
-        """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`.
-
-        Where `recorded`, each bucket's launches are recorded once and then launched as one (CUDA
-        graphs).
-        """
+    def __init__(self, session: onnxruntime.InferenceSession, device: str, max_tokens: int) -> None:
+        """`device` as ONNX Runtime names it: "cuda", or "cpu"; no S is beyond `max_tokens`."""
         self._session, self._device, self._max_tokens = session, device, max_tokens
-        self._recorded = recorded
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._axes = session.get_inputs()[0].shape  # what the graph calls B and S
         self._outputs = {output.name: output.shape for output in session.get_outputs()}
+
+    def record(self, shape: tuple[int, int]) -> None:
+        """Record what batches padded to this shape launch, for this thread to launch as one (CUDA
+        graphs)."""
+        self._buckets[shape] = self._bucket(shape, next(_numbers))
+        self.run(np.full(shape, UNK_ID), np.ones(shape, np.int64))
 
     def run(self, input_ids: IntArray, attention_mask: IntArray) -> list[npt.NDArray[np.float32]]:
         """All outputs in the session's order, cut to the B and S of input_ids and attention_mask
         [B, S]."""
         rows, width = input_ids.shape
         wide = min(max(LEAST_WIDTH, _power_of_two(width)), self._max_tokens)
-        bucket = self._bucket((_power_of_two(rows), wide))
+        shape = (_power_of_two(rows), wide)
+        if shape not in self._buckets:
+            self._buckets[shape] = self._bucket(shape, UNRECORDED)
+        bucket = self._buckets[shape]
         for name, values, filler in (
             ("input_ids", input_ids, UNK_ID),
             ("attention_mask", attention_mask, 1),
@@ -86,27 +86,22 @@ class Buffers:
             for name, axes in self._outputs.items()
         ]
 
-    def _bucket(self, shape: tuple[int, int]) -> Bucket:
-        if shape not in self._buckets:
-            sizes = dict(zip(self._axes, shape, strict=True))
-            binding, inputs = self._session.io_binding(), {}
-            if self._recorded:
-                inputs = {
-                    one.name: self._value(shape, np.int64) for one in self._session.get_inputs()
-                }
-            outputs = {
-                name: self._value([sizes.get(axis, axis) for axis in axes], np.float32)
-                for name, axes in self._outputs.items()
-            }
-            for name, value in inputs.items():
-                binding.bind_ortvalue_input(name, value)
-            for name, value in outputs.items():
-                binding.bind_ortvalue_output(name, value)
-            options = onnxruntime.RunOptions()
-            if self._recorded:  # it holds these addresses, so no other buffers may run it
-                options.add_run_config_entry("gpu_graph_id", str(next(_numbers)))
-            self._buckets[shape] = Bucket(shape, inputs, outputs, binding, options)
-        return self._buckets[shape]
+    def _bucket(self, shape: tuple[int, int], number: int) -> Bucket:
+        sizes = dict(zip(self._axes, shape, strict=True))
+        binding, inputs = self._session.io_binding(), {}
+        if number != UNRECORDED:
+            inputs = {one.name: self._value(shape, np.int64) for one in self._session.get_inputs()}
+        outputs = {
+            name: self._value([sizes.get(axis, axis) for axis in axes], np.float32)
+            for name, axes in self._outputs.items()
+        }
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        return Bucket(shape, inputs, outputs, binding, options)
 
     def _value(self, shape: Any, kind: type[np.generic]) -> Any:
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
@@ -116,6 +111,18 @@ class Buffers:
         """Where in an output, whose axes the graph calls so, B and S are without padding."""
         ends = dict(zip(self._axes, (rows, width), strict=True))
         return tuple(slice(ends.get(axis)) for axis in axes)
+
+
+def buckets(max_tokens: int, area: int) -> Iterator[tuple[int, int]]:
+    """The shapes [B, S] of at most `area` tokens that batches are padded to."""
+    width, wide = LEAST_WIDTH, 0
+    while wide < max_tokens:
+        wide = min(width, max_tokens)
+        rows = 1
+        while rows * wide <= area:
+            yield rows, wide
+            rows *= 2
+        width *= 2
 
 
 def _power_of_two(number: int) -> int:

@@ -12,22 +12,19 @@ PARALLEL = 2  # one runs while the next is made ready, and at times both run
 
 
 def options(
-    config: ModelConfig, weights: int, max_batch_tokens: int | None, recorded: bool
+    config: ModelConfig, weights: int, max_batch_tokens: int, recorded: bool
 ) -> dict[str, str]:
-    """The execution provider's, for a session of one graph of `weights` bytes.
-
-    `max_batch_tokens` bounds what the session takes of the device; None does not.
-    """
+    """The execution provider's, for a session of one graph of `weights` bytes, which
+    `max_batch_tokens` bounds in what it takes of the device."""
     chosen = {
         # An arena that doubles would take the whole device for what is bounded.
         "arena_extend_strategy": "kSameAsRequested",
         # Ten bits of mantissa save a third at most, and cost the account three digits.
         "use_tf32": "0",
+        "gpu_mem_limit": str(arena_bytes(config, weights, max_batch_tokens)),
     }
     if recorded:
         chosen["enable_cuda_graph"] = "1"
-    if max_batch_tokens is not None:
-        chosen["gpu_mem_limit"] = str(arena_bytes(config, weights, max_batch_tokens))
     return chosen
 
 

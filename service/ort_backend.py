@@ -1,13 +1,13 @@
 """ONNX Runtime: sessions over one set of weights, one for each variant of the graph."""
 
-import contextlib
 import importlib.metadata
 import math
 import os
 from collections import deque
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from model.tokenizer import UNK_ID
 from service import cuda
 from service.agreement import differences
 from service.backend import BackendGone, Outputs
-from service.buffers import Buffers
+from service.buffers import Buffers, buckets
+from service.launcher import Launcher
 from service.types import IntArray, Variant
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -50,12 +51,12 @@ class OrtBackend:
         threads: int = 0,
         bind: bool | None = None,
         graphs: bool = False,
-        max_batch_tokens: int | None = None,
+        max_batch_tokens: int = 2048,
     ) -> None:
         """`threads` 0 takes the CPU quota of this process; `bind` says whether to run in buffers
         kept on the device, None: on a GPU; `graphs`, whether what a batch launches there is
-        recorded and launched as one; no batch has more than `max_batch_tokens`, by which what is
-        taken of a GPU's memory is bounded. Raises `DeviceError`."""
+        recorded before it serves and launched as one; no batch has more than `max_batch_tokens`,
+        by which what is taken of a GPU's memory is bounded. Raises `DeviceError`."""
         self.provider = choose_provider(device)
         on_gpu = self.provider == CUDA
         self.parallel = cuda.PARALLEL if on_gpu else threads or cpu_quota()
@@ -63,35 +64,32 @@ class OrtBackend:
         self._max_tokens = bundle.manifest.max_tokens
         # What this device has still to show that it computes; a CPU is what it is held against.
         self._unproven: Bundle | None = bundle if on_gpu else None
-        if graphs and not on_gpu:
-            raise DeviceError("cuda_graphs=True: only a GPU has graphs, and the device is a CPU")
-        # What another thread does on the device spoils a recording: batches then take turns.
-        self._recording = Lock() if graphs else None
+        self._graphs = graphs and on_gpu
+        self._max_batch_tokens = max_batch_tokens
         # Maps over all pairs of tokens are too large to pad and keep.
         bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and on_gpu) else set()
         self._free: dict[Variant, deque[Buffers]] = {variant: deque() for variant in bound}
-        self._sessions = {v: self._session(bundle, v, max_batch_tokens) for v in Variant}
+        self._sessions = {variant: self._session(bundle, variant) for variant in Variant}
 
-    def _session(
-        self, bundle: Bundle, variant: Variant, max_batch_tokens: int | None
-    ) -> onnxruntime.InferenceSession:
+    def _session(self, bundle: Bundle, variant: Variant) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         part = extract(bundle.graph, variant.value).SerializeToString()
-        recorded = self._recording is not None and variant in self._free
+        recorded = self._graphs and variant in self._free
         own = {}
         if self.provider == CUDA:
-            own = cuda.options(bundle.manifest.config, len(part), max_batch_tokens, recorded)
+            own = cuda.options(bundle.manifest.config, len(part), self._max_batch_tokens, recorded)
         try:
             session = onnxruntime.InferenceSession(part, options, providers=[(self.provider, own)])
         except Fail as error:
             if not recorded:
                 raise
             raise DeviceError(
-                f"cuda_graphs=True: not all of this bundle's graph runs on the GPU: {error}"
+                "cuda_graphs=True: not all of this bundle's graph runs on the GPU; serve with "
+                f"--no-cuda-graphs: {error}"
             ) from error
         if session.get_providers()[0] != self.provider:
             raise DeviceError(
@@ -102,8 +100,10 @@ class OrtBackend:
         return session
 
     def warm_up(self) -> None:
-        """Run every variant at a few shapes. Raises `DeviceError` where a GPU does not answer as a
-        CPU does."""
+        """Record what is to be recorded and run every variant at a few shapes. Raises
+        `DeviceError` where a GPU does not answer as a CPU does."""
+        if self._graphs:
+            self._record()
         for variant in Variant:
             for rows, width in WARM_UP_SHAPES:
                 ids = np.full((rows, width), UNK_ID, dtype=np.int64)
@@ -123,11 +123,20 @@ class OrtBackend:
                 "borne; serve with --device cpu"
             )
 
+    def _record(self) -> None:
+        shapes = buckets(self._max_tokens, cuda.PADDED * self._max_batch_tokens)
+        # The largest first: those after it find room in what it has taken of the device.
+        ordered = sorted(shapes, key=math.prod, reverse=True)
+        for variant, free in self._free.items():
+            buffers = self._buffers(variant)
+            for shape in ordered:  # one by one, as the bundle in service has its turns between
+                self._launch(partial(buffers.record, shape))
+            free.append(buffers)
+
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
         """See `Backend.run`. The interpreter lock is free meanwhile."""
         try:
-            with self._recording or contextlib.nullcontext():
-                values = self._values(input_ids, attention_mask, variant)
+            values = self._launch(partial(self._values, input_ids, attention_mask, variant))
         except Exception as error:
             if "CUDA failure" in str(error) or "CUDA error" in str(error):
                 raise BackendGone(f"{self.provider}: the device is lost") from error
@@ -145,13 +154,25 @@ class OrtBackend:
         try:
             buffers = free.pop()
         except IndexError:  # all are in use
-            device = "cuda" if self.provider == CUDA else "cpu"
-            recorded = self._recording is not None
-            buffers = Buffers(session, device, self._max_tokens, recorded)
+            buffers = self._buffers(variant)
         try:
             return buffers.run(input_ids, attention_mask)
         finally:
             free.append(buffers)
+
+    def _buffers(self, variant: Variant) -> Buffers:
+        device = "cuda" if self.provider == CUDA else "cpu"
+        return Buffers(self._sessions[variant], device, self._max_tokens)
+
+    def _launch(self, work: Callable[[], Any]) -> Any:
+        """Run `work` where it may be run: what is recorded, on the one thread that launches."""
+        return launcher().run(work) if self._graphs else work()
+
+
+@cache
+def launcher() -> Launcher:
+    """That of this process: a bundle is recorded while the one before it still serves."""
+    return Launcher()
 
 
 def choose_provider(device: Device) -> str:

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto is cuda where it is installed, else cpu"
     )
-    cuda_graphs: bool = Field(False, description="on a GPU, launch the kernels of a batch as one")
+    cuda_graphs: bool = Field(
+        True, description="on a GPU, record before serving what batches launch, to launch it as one"
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="batches computed side by side on a CPU; 0 is the CPU quota"
     )

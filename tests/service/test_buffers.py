@@ -1,10 +1,10 @@
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 
 import numpy as np
 import pytest
 
-from service.buffers import Buffers
+from service.buffers import Buffers, buckets
 from service.ort_backend import OrtBackend
 from service.types import Variant
 
@@ -30,8 +30,9 @@ def batch(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def recorded(bundle):
     """A CPU records nothing, but inputs lie where a recording would read them."""
-    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True)
-    backend._recording = Lock()
+    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True, max_batch_tokens=40)
+    backend._graphs = True
+    backend.warm_up()
     return backend
 
 
@@ -78,28 +79,51 @@ def test_buffers_are_few_and_none_is_beyond_what_the_model_reads(bundle, plain):
     assert sorted(buffers._buckets) == [(1, 16), (1, most), (4, 32)]
 
 
-@pytest.mark.parametrize("variant", list(Variant))
-def test_nothing_runs_beside_a_recording(recorded, variant):
-    with ThreadPoolExecutor(1) as pool:
-        with recorded._recording:
-            running = pool.submit(recorded.run, *batch(2, 5), variant)
-            with pytest.raises(TimeoutError):
-                running.result(timeout=0.2)
-        assert list(running.result()) == list(variant.value)
+def test_what_is_recorded_runs_on_one_thread_whoever_asks(recorded, bound, monkeypatch):
+    threads = []
+
+    def run(self: Buffers, *_: np.ndarray) -> list[np.ndarray]:
+        threads.append(threading.current_thread().name)
+        return [np.zeros((1, 1))] * 2
+
+    monkeypatch.setattr(Buffers, "run", run)
+    for backend in (recorded, bound):
+        backend.run(*batch(1, 1), Variant.PLAIN)
+    assert threads == ["launcher", threading.current_thread().name]
 
 
-def test_every_bucket_has_a_recording_of_its_own(bundle, plain):
-    session, most = plain._sessions[Variant.PLAIN], bundle.manifest.max_tokens
-    pair = [Buffers(session, "cpu", most, recorded=True) for _ in range(2)]
-    numbers = set()
-    for buffers in pair:
-        for shape in ((1, 1), (2, 1), (1, 2)):
-            buffers.run(*batch(*shape))
-        numbers |= {
-            bucket.options.get_run_config_entry("gpu_graph_id")
-            for bucket in buffers._buckets.values()
-        }
-    assert len(numbers) == 4  # both have two buckets
+def test_every_bucket_as_large_as_padding_can_make_a_batch_is_recorded_before_serving(recorded):
+    numbers = []
+    for variant in (Variant.PLAIN, Variant.EXPLAIN):
+        (buffers,) = recorded._free[variant]
+        for shape in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32), (1, 64)):  # of 80 tokens
+            bucket = buffers._buckets[shape]
+            assert set(bucket.inputs) == {"input_ids", "attention_mask"}
+            numbers.append(bucket.options.get_run_config_entry("gpu_graph_id"))
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_what_is_larger_is_not_recorded_while_others_are_served(recorded, plain):
+    ids, mask = batch(9, 60)
+    expected, found = (one.run(ids, mask, Variant.PLAIN) for one in (plain, recorded))
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-6)
+    (buffers,) = recorded._free[Variant.PLAIN]
+    bucket = buffers._buckets[16, 64]
+    assert not bucket.inputs
+    assert bucket.options.get_run_config_entry("gpu_graph_id") == "-1"
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "area", "expected"),
+    [
+        (64, 64, [(1, 16), (2, 16), (4, 16), (1, 32), (2, 32), (1, 64)]),
+        (40, 40, [(1, 16), (2, 16), (1, 32), (1, 40)]),
+        (8, 16, [(1, 8), (2, 8)]),
+        (64, 15, []),
+    ],
+)
+def test_buckets_double_in_rows_and_in_width_up_to_what_the_model_reads(max_tokens, area, expected):
+    assert list(buckets(max_tokens, area)) == expected
 
 
 @pytest.mark.parametrize("kind", ["bound", "recorded"])

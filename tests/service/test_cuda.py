@@ -21,16 +21,10 @@ def test_what_a_session_takes_follows_from_its_largest_batch(tokens, weights, ex
     assert arena_bytes(SMALL, weights, tokens) == expected
 
 
-def test_the_bound_is_told_where_there_is_one():
-    assert "gpu_mem_limit" not in options(SMALL, 0, None, recorded=False)
-    bounded = options(SMALL, 1000, 128, recorded=False)
-    assert bounded["gpu_mem_limit"] == str(arena_bytes(SMALL, 1000, 128))
-    assert "enable_cuda_graph" not in bounded
-
-
-def test_single_precision_and_an_arena_that_takes_what_is_asked_for_whatever_else():
-    for recorded in (True, False):
-        chosen = options(SMALL, 0, None, recorded)
-        assert chosen["use_tf32"] == "0"
-        assert chosen["arena_extend_strategy"] == "kSameAsRequested"
-        assert chosen.get("enable_cuda_graph") == ("1" if recorded else None)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_gpu_is_told_the_bound_and_to_compute_in_single_precision(recorded):
+    chosen = options(SMALL, 1000, 128, recorded)
+    assert chosen["gpu_mem_limit"] == str(arena_bytes(SMALL, 1000, 128))
+    assert chosen["use_tf32"] == "0"
+    assert chosen["arena_extend_strategy"] == "kSameAsRequested"
+    assert chosen.get("enable_cuda_graph") == ("1" if recorded else None)

@@ -73,7 +73,6 @@ def test_errors_are_one_line_with_a_hint(capsys):
     [
         (["--device", "tpu"], "realce: --device=tpu: "),
         (["--device", "cuda"], "realce: device=cuda: this ONNX Runtime has only"),
-        (["--cuda-graphs"], "realce: cuda_graphs=True: only a GPU has graphs"),
         (["--bundle", "/nowhere"], "realce: /nowhere: no such folder"),
     ],
 )

@@ -72,11 +72,6 @@ def test_a_device_that_is_not_there_is_refused_by_name():
     assert choose_provider("auto") == "CPUExecutionProvider"
 
 
-def test_a_cpu_has_no_graphs(bundle):
-    with pytest.raises(DeviceError, match="cuda_graphs=True: only a GPU has graphs"):
-        OrtBackend(bundle, device="cpu", graphs=True)
-
-
 def test_a_gpu_is_told_how_much_of_it_a_session_may_take(monkeypatch, bundle):
     class Asked(Exception):
         """Of a session, with these providers."""

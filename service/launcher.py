@@ -1,0 +1,37 @@
+"""One thread that launches all that a GPU runs."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Launcher:
+    """Runs what others ask for, one after the other.
+
+    CUDA graphs belong to the thread that recorded them, and what any other does on the device
+    meanwhile spoils a recording. The thread is a daemon: a device that hangs does not keep the
+    process.
+    """
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Future[object], Callable[[], object]]] = SimpleQueue()
+        threading.Thread(target=self._serve, name="launcher", daemon=True).start()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, once the thread has come to it."""
+        future: Future[T] = Future()
+        self._asked.put((future, work))  # type: ignore[arg-type]
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            future, work = self._asked.get()
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            del future, work  # what they hold is not kept until there is more to do
