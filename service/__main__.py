@@ -26,7 +26,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.settings import EMBEDDED_BUNDLE, Settings, SettingsError, flag, load_settings
+from service.settings import (
+    EMBEDDED_BUNDLE,
+    Settings,
+    SettingsError,
+    count_in,
+    flag,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from service.answers import Answer
@@ -87,6 +94,7 @@ def _add_serve(commands: Any) -> None:
         else:
             metavar = name.rpartition("_")[2].upper()
             command.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=text)
+    command.add_argument("--count-in", help=argparse.SUPPRESS)  # what a parent tells its workers
     command.set_defaults(run=_serve)
 
 
@@ -141,6 +149,7 @@ def _serve(options: argparse.Namespace) -> int:
         return _refuse(str(error))
     if importlib.util.find_spec("onnxruntime") is None:
         return _refuse("ONNX Runtime is missing; pip install 'realce[cpu]', or 'realce[gpu]'")
+    count_in(options.count_in)
     # What computes is loaded only by the command that computes.
     from service.logs import configure_logs
     from service.ort_backend import DeviceError

@@ -3,9 +3,6 @@
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 
-# Where processes count together: the library looks for it when it is loaded.
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-
 
 class Exposition:
     """A registry shown at http://HOST:PORT/metrics, on a thread of its own.
@@ -27,7 +24,7 @@ class Exposition:
 
 
 def registry_of(folder: str) -> CollectorRegistry:
-    """What all processes that were started with `SHARED` as this folder have counted."""
+    """What all processes that count in this folder have counted."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
     return registry

@@ -18,6 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REALCE_"
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundle"
+# Where processes count metrics together: prometheus_client looks for it when it is loaded.
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Bytes = Annotated[int, Field(ge=1, le=1 << 30)]  # a gRPC message holds less than 2 GiB
@@ -165,6 +167,15 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         raise SettingsError("; ".join(reasons)) from error
     settings._keys = keys
     return settings
+
+
+def count_in(folder: str | None) -> None:
+    """Have metrics counted in `folder` together with others', or alone. That an image or a shell
+    names a folder, for programs of its own, is nothing to us."""
+    for name in (SHARED, SHARED.lower()):
+        os.environ.pop(name, None)
+    if folder is not None:
+        os.environ[SHARED] = folder
 
 
 def flag(name: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from service.exposition import SHARED, registry_of
+from service.exposition import registry_of
 from service.ort_backend import cpu_quota
 from service.server import StartError, cannot_listen, expose
 from service.settings import Settings
@@ -40,11 +40,11 @@ async def run_workers(settings: Settings) -> int:
     anew. Returns the exit code: 0 after a signal, else that of the worker. Raises `StartError`.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    with reserve(settings) as address, _metrics(settings) as (url, shared):
+    with reserve(settings) as address, _metrics(settings) as (url, told):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        environment = worker_settings(settings, address).environment() | shared
-        workers = [await _start(environment) for _ in range(settings.workers)]
+        environment = worker_settings(settings, address).environment()
+        workers = [await _start(environment, told) for _ in range(settings.workers)]
         loop.add_signal_handler(signal.SIGHUP, _send, workers, signal.SIGHUP)
         log.info("workers", address=address, metrics=url, pids=[worker.pid for worker in workers])
         stop = asyncio.ensure_future(stopping.wait())
@@ -93,10 +93,10 @@ def reserve(settings: Settings) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _metrics(settings: Settings) -> Iterator[tuple[str | None, dict[str, str]]]:
-    """Where the sum of what the workers count is shown, and the environment they count it in."""
+def _metrics(settings: Settings) -> Iterator[tuple[str | None, list[str]]]:
+    """Where the sum of what the workers count is shown, and the flags that tell them to count."""
     if not settings.http:
-        yield None, {}
+        yield None, []
         return
     try:
         folder = tempfile.TemporaryDirectory(prefix="realce-metrics-")
@@ -106,14 +106,14 @@ def _metrics(settings: Settings) -> Iterator[tuple[str | None, dict[str, str]]]:
             "TMPDIR, or --http '' for none"
         ) from error
     with folder as name, contextlib.closing(expose(settings, registry_of(name))) as exposition:
-        yield exposition.url, {SHARED: name}
+        yield exposition.url, ["--count-in", name]
 
 
-async def _start(environment: dict[str, str]) -> Process:
+async def _start(environment: dict[str, str], flags: list[str]) -> Process:
     """A worker of this very package, whatever the folder that we were started in holds (-P)."""
     path = os.pathsep.join(filter(None, (str(PLACE), environment.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "service", "serve"),
+        *(sys.executable, "-P", "-m", "service", "serve", *flags),
         env=environment | {"PYTHONPATH": path},
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.exposition import SHARED, Exposition, registry_of
+from service.exposition import Exposition, registry_of
 from service.metrics import Metrics
+from service.settings import SHARED
 
 COUNT = """
 import sys

@@ -19,7 +19,7 @@ import pytest
 from service import workers
 from service.client import Classifier
 from service.server import StartError
-from service.settings import Settings, load_settings
+from service.settings import SHARED, Settings, load_settings
 from service.workers import reserve, worker_settings
 from tests.signals import hangups
 
@@ -28,12 +28,12 @@ COMMAND = [*REALCE, "--grpc", "127.0.0.1:0"]
 
 
 class Workers:
-    """Two workers under their parent, and what they have logged."""
+    """Workers under their parent, and what they have logged."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], number: int = 2) -> None:
         self.process = process
         self.lines: list[dict] = []
-        while sum(line["event"] == "serving" for line in self.lines) < 2:
+        while sum(line["event"] == "serving" for line in self.lines) < number:
             assert process.stderr is not None
             self.lines.append(json.loads(process.stderr.readline()))
 
@@ -57,13 +57,22 @@ class Workers:
 
 
 @contextlib.contextmanager
-def two_workers(bundle: Path) -> Iterator[Workers]:
-    command = [*COMMAND, "--workers", "2", "--grace-s", "5", "--bundle", str(bundle)]
+def serving(bundle: Path, number: int) -> Iterator[Workers]:
+    command = [*COMMAND, "--workers", str(number), "--grace-s", "5", "--bundle", str(bundle)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield Workers(process)
+            yield Workers(process, number)
         finally:
             process.terminate()
+
+
+def two_workers(bundle: Path) -> contextlib.AbstractContextManager[Workers]:
+    return serving(bundle, 2)
+
+
+def shown(workers: Workers) -> str:
+    with urllib.request.urlopen(workers.metrics) as answer:
+        return answer.read().decode()
 
 
 def gone(pid: int) -> bool:
@@ -79,8 +88,7 @@ def test_workers_share_a_port_and_end_together_at_a_signal(tiny_bundle):
         for _ in range(6):  # each a connection of its own
             with Classifier(workers.address) as classifier:
                 assert len(classifier.classify(["I loved it", "I hated it"])) == 2
-        with urllib.request.urlopen(workers.metrics) as answer:  # of both together
-            told = answer.read().decode()
+        told = shown(workers)  # of both together
         assert 'realce_calls_total{code="OK",method="Classify"} 6.0\n' in told
         assert "realce_answered_rows_total 12.0\n" in told
         assert re.search(r'^realce_serving\{bundle="tiny",.*\} 2.0$', told, re.MULTILINE)
@@ -91,6 +99,21 @@ def test_workers_share_a_port_and_end_together_at_a_signal(tiny_bundle):
         workers.process.send_signal(signal.SIGTERM)
         assert workers.process.wait(20) == 0
         assert all(gone(pid) for pid in workers.pids)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "folder"), [(1, SHARED, "gone"), (1, SHARED.lower(), "."), (2, SHARED, ".")]
+)
+def test_where_others_count_together_is_nothing_to_us(
+    tiny_bundle, tmp_path, monkeypatch, number, name, folder
+):
+    monkeypatch.setenv(name, str(tmp_path / folder))
+    with serving(tiny_bundle, number) as workers:
+        told = shown(workers)
+    found = re.search(r'^realce_serving\{bundle="tiny",.*\} (.*)$', told, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) == number
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
