@@ -1,14 +1,16 @@
 """Metrics as Prometheus reads them."""
 
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from socketserver import BaseServer
 
 import pytest
 
-from service.exposition import Exposition, registry_of
+from service.exposition import Exposition, _Caller, registry_of
 from service.metrics import Metrics
 from service.settings import SHARED
 
@@ -54,6 +56,29 @@ def test_a_port_in_use_is_an_error():
     with pytest.raises(OSError, match="in use"):
         Exposition(f"127.0.0.1:{exposition.port}", Metrics().registry)
     exposition.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost:"])
+def test_who_says_no_more_is_hung_up_on_and_nothing_is_written_of_it(monkeypatch, capfd, said):
+    monkeypatch.setattr(_Caller, "timeout", 0.05)
+    exposition = Exposition("127.0.0.1:0", Metrics().registry)
+    with socket.create_connection(("127.0.0.1", exposition.port), timeout=20) as caller:
+        caller.sendall(said)
+        assert not caller.recv(1)
+    exposition.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_it_looks_often_whether_to_end(monkeypatch):
+    polls, serve = [], BaseServer.serve_forever
+
+    def noted(server: BaseServer, poll_s: float = 0.5) -> None:
+        polls.append(poll_s)
+        serve(server, poll_s)
+
+    monkeypatch.setattr(BaseServer, "serve_forever", noted)
+    Exposition("127.0.0.1:0", Metrics().registry).close()
+    assert [poll_s <= 0.1 for poll_s in polls] == [True]
 
 
 def test_processes_count_together(tmp_path: Path):
