@@ -1,6 +1,8 @@
 """What the server makes of its settings, and whom it tells when a device is lost."""
 
 import asyncio
+import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +14,7 @@ from protos.realce.v1 import classifier_pb2_grpc as rpc
 from service.backend import BackendGone
 from service.engine import Engine
 from service.ort_backend import OrtBackend
-from service.server import Server
+from service.server import Server, StartError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -59,6 +61,20 @@ async def test_engine_and_backend_get_what_the_operator_chose(settings, monkeypa
     assert given["device"] == "cpu"
     assert backends == [777]
     await server.close()
+
+
+@pytest.mark.parametrize("transport", ["grpc", "native"])
+@pytest.mark.parametrize("fault", ["http", "bundle"])
+async def test_a_start_that_fails_lets_go_of_the_port(settings, transport, fault):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        faults = {"http": f"127.0.0.1:{other.getsockname()[1]}", "bundle": Path("/nowhere")}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            place = free.getsockname()
+        change = {"grpc": f"127.0.0.1:{place[1]}", "transport": transport, fault: faults[fault]}
+        with pytest.raises(StartError):
+            await Server.start(settings.model_copy(update=change))
+        with socket.create_server(place):
+            pass
 
 
 def lose(server: Server) -> None:
