@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     if config.exclude_held_out:
         for source in (*config.validation, *config.test):
             keys |= {row_key(text) for text in read_texts(source, base)}
-    labels, rows, repeated = _read_sources(config, base, keys, display)
+    labels, rows, repeated, less = _read_sources(config, base, keys, display)
     validation = _read_sets(config.validation, labels, base, display)
     test = _read_sets(config.test, labels, base, display)
     shares = (
@@ -81,8 +82,8 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     sets = [("train", rows), *validation.items(), *test.items()]
     for name, part in sets:
         if len(part) == 0:
-            raise ConfigError(f"{name}: no rows left; give more rows or another share")
-    _check_classes(config, labels, rows)
+            raise ConfigError(f"{name}: no rows left{less}; give more rows or another share")
+    _check_classes(config, labels, rows, less)
     warnings = tuple(_odd(labels, sets, repeated))
     for warning in warnings:
         display.say(f"warning: {warning}")
@@ -105,7 +106,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     sources = (*config.sources, *config.unlabelled, *_translated_sources(config))
     weights = [0.0 if isinstance(one, UnlabelledConfig) else one.linear for one in sources]
     linear = np.array(weights, "f4")[train.sources]
-    domains = _of_domains(config, sources, train.sources, linear)
+    domains = _of_domains(config, sources, train.sources, linear, less)
     return Splits(
         labels=labels,
         sources=sources,
@@ -209,6 +210,7 @@ def _of_domains(
     sources: tuple[SourceConfig, ...],
     of_row: npt.NDArray[np.int64],
     linear: npt.NDArray[np.float32],
+    less: str,
 ) -> npt.NDArray[np.float32] | None:
     """Of which domains each row is, [N, K], by its source; each has to have rows."""
     names = config.domains
@@ -217,18 +219,20 @@ def _of_domains(
     domains = np.array([[one.domain == name for name in names] for one in sources], "f4")[of_row]
     for name, rows in zip(names, domains.T @ linear, strict=True):
         if not rows:
-            raise ConfigError(f"sources: domain={name!r} has no rows left")
+            raise ConfigError(f"sources: domain={name!r} has no rows left{less}")
     return domains
 
 
-def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows) -> None:
+def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows, less: str) -> None:
     """Of one class alone nothing can be told from another; and of what a linear model learns from
     there must be two as well."""
     learnt = np.array([source.linear > 0 for source in config.sources])[rows.sources]
     found = rows.targets[learnt].any(axis=0)
     if found.sum() < 2:
         only = [label for label, there in zip(labels, found, strict=True) if there]
-        raise DataError(f"train: only rows of {only} are left to train on; give more of the others")
+        raise DataError(
+            f"train: only rows of {only} are left to train on{less}; give more of the others"
+        )
 
 
 def _odd(
@@ -265,26 +269,29 @@ def _odd(
 
 def _read_sources(
     config: RunConfig, base: Path, held_out: frozenset[str], display: Display
-) -> tuple[tuple[str, ...], Rows, float]:
-    """The labels, all labelled rows, each text once, and the share dropped as repeated."""
-    parts, each = [], []
+) -> tuple[tuple[str, ...], Rows, float, str]:
+    """The labels, all labelled rows, each text once, the share dropped as repeated, and what
+    was dropped in all, as messages say it."""
+    parts, each, lost = [], [], Counter[str]()
     for source in config.sources:
         # Of several files each may well hold one class.
         least = 2 if len(config.sources) == 1 else 1
         rows, found, dropped = read_rows(source, config.labels, base, held_out, least)
         display.say(f"{source.name}: {len(rows):,} rows{_counts(dropped)}")
+        lost.update(dropped)
         parts.append(rows)
         each.append(found)
     labels = config.labels or tuple(sorted({label for found in each for label in found}))
     parts = [rows.of_classes(found, labels) for rows, found in zip(parts, each, strict=True)]
     if np.any([part.targets.any(axis=0) for part in parts], axis=0).sum() < 2:
-        raise DataError(f"sources: every row is of the same class of {list(labels)}")
+        raise DataError(f"sources: every row is of the same class of {list(labels)}{_counts(lost)}")
     # One source at a time conflicts with itself; between sources the first, most trusted, wins.
     rows, dropped = deduplicate(parts)
+    lost.update(dropped)
     display.say(f"together: {len(rows):,} rows{_counts(dropped)}")
     # Of several sources one may well hold another; inside the only one repetition is a sign.
     repeated = 1 - len(rows) / len(parts[0]) if len(parts) == 1 else 0.0
-    return labels, rows, repeated
+    return labels, rows, repeated, _counts(lost)
 
 
 def _read_sets(

@@ -207,7 +207,7 @@ def test_a_row_is_of_the_domain_of_its_source(tmp_path):
 def test_a_domain_has_rows(tmp_path):
     first = table(tmp_path, "a", many(60)) | {"domain": "reviews"}
     again = table(tmp_path, "b", many(60)) | {"domain": "posts"}
-    with pytest.raises(ConfigError, match="sources: domain='posts' has no rows left"):
+    with pytest.raises(ConfigError, match="sources: domain='posts' has no rows left, 60 dup"):
         run(tmp_path, sources=[first, again])
 
 
@@ -358,6 +358,28 @@ def test_nothing_left_to_train_on_is_refused(tmp_path):
     rows = table(tmp_path, "rows", many(30))
     with pytest.raises(DataError, match=r"rows\.csv: no rows \(30 held-out\)"):
         run(tmp_path, sources=[rows], validation=[rows], test=[rows])
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (
+            [(text, label) for text, _ in many(4) for label in ("good", "bad")],
+            "train: no rows left, 8 contradictory dropped; give more rows or another share",
+        ),
+        (
+            [("great", "good"), (" ", "bad"), ("awful", "bad"), ("awful!", "bad")],
+            "validation: no rows left, 1 blank dropped, 1 duplicate dropped; give more rows or",
+        ),
+        (
+            [*many(60, 1.0), ("awful", "bad"), ("awful", "good")],
+            r"train: only rows of \['good'\] are left to train on, 2 contradictory dropped; give",
+        ),
+    ],
+)
+def test_who_has_too_few_rows_left_is_told_where_they_went(tmp_path, rows, reason):
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        run(tmp_path, sources=[table(tmp_path, "rows", rows)])
 
 
 def test_a_path_with_a_dot_starts_from_the_config(tmp_path):
