@@ -2,11 +2,9 @@
 
 import contextlib
 import math
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -24,6 +22,7 @@ from training.loop.meter import Meter
 from training.loop.objectives import Objective
 from training.loop.optimizers import Optimizers
 from training.progress import Display
+from training.signals import deferred
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
 TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
@@ -156,7 +155,8 @@ class Trainer:
         return self.run / BEST
 
     def fit(self, display: Display, watch: Watch | None = None) -> list[dict[str, float]]:
-        """Train to the end or to no more gain; the network then holds the weights to keep.
+        """Train to the end or to no more gain; the network then holds the weights to keep. Asked
+        to stop, by SIGINT or SIGTERM, it does so once the step under way is done and kept.
 
         `watch` is told first what lies behind, if anything does. Returns one entry an evaluation:
         step, loss, train_accuracy, learning_rate, validation accuracies, their mean as score,
@@ -168,7 +168,7 @@ class Trainer:
         steps, progress = sum(lengths), self.progress
         meter = Meter()
         fast = compiled(self.network.encoder) if self.config.compile else contextlib.nullcontext()
-        with fast, self._signals_deferred(), display.steps(steps, progress.step) as bar:
+        with fast, deferred() as heard, display.steps(steps, progress.step) as bar:
             while progress.epoch < self.epochs and not self._stalled():
                 evaluate_every = math.ceil(
                     lengths[progress.epoch] / self.config.evaluations_per_epoch
@@ -184,7 +184,7 @@ class Trainer:
                         self._evaluate(steps, meter, display, watch)
                     elif progress.step % self.config.checkpoint_every_steps == 0:
                         self._save()
-                    if self._asked:  # after an evaluation that is due: who goes on begins behind it
+                    if heard:  # after an evaluation that is due: who goes on begins behind it
                         self._save()
                         raise KeyboardInterrupt
                     if self._stalled():
@@ -199,27 +199,6 @@ class Trainer:
         best = torch.load(self.best, map_location=self.where.device, weights_only=True)
         self.network.load_state_dict(best)
         return progress.history
-
-    @contextlib.contextmanager
-    def _signals_deferred(self) -> Iterator[None]:
-        """Meanwhile SIGINT and SIGTERM end the run once the step under way is done and kept; asked
-        for again, at once."""
-        self._asked = False
-
-        def hear(number: int, _: FrameType | None) -> None:
-            if self._asked:
-                raise KeyboardInterrupt
-            self._asked = True
-
-        before = {}
-        with contextlib.suppress(ValueError):  # of a thread that is not the first
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, hear)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _step(self, batch: TrainingBatch, steps: int, meter: Meter) -> None:
         config, progress = self.config, self.progress

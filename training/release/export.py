@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.bundle import INPUTS, OUTPUTS
 from model.classifier import TextClassifier
+from training.signals import deferred
 
 OPSET, IR_VERSION = 20, 10
 SHAPES = ((1, 1), (1, 2), (1, 7), (3, 5), (2, 33), (8, 64))  # B, S
@@ -60,7 +61,8 @@ def export(network: TextClassifier, temperature: float, *, half_weights: bool) -
     example_mask = torch.ones_like(example_ids)
     example_mask[1, width // 2 :] = 0
     axes = {0: torch.export.Dim("B"), 1: torch.export.Dim("S", max=network.config.max_tokens)}
-    with warnings.catch_warnings():
+    # The tracer has many callbacks, in which an interrupt is lost or aborts the process.
+    with deferred(), warnings.catch_warnings():
         # The exporter warns about its own internals.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -1,8 +1,10 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.bundle import read_bundle
 from model.classifier import TextClassifier
 from model.config import ModelConfig
 from model.tokenizer import Encoding
@@ -110,6 +113,25 @@ def test_a_run_that_is_asked_to_stop_keeps_the_step_it_is_at(
     assert len(progress["history"]) == (3 if evaluated > 1 else 0)
     assert main(given) == 0
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == steps > 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_in_a_callback_of_the_export_stops(
+    unbroken, tmp_path, monkeypatch, number, capsys
+):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    released = read_bundle(tmp_path / "bundle").fingerprint
+
+    def asked(*_, **__) -> None:
+        held = partial(print)
+        reference = weakref.ref(held, lambda _: signal.raise_signal(number))
+        del held
+        assert reference() is None
+
+    monkeypatch.setattr(torch.onnx, "export", asked)
+    assert main(command(tmp_path)[3:]) == 130
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err
+    assert read_bundle(tmp_path / "bundle").fingerprint == released
 
 
 def test_two_processes_agree_with_one(tmp_path):
