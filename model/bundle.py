@@ -248,12 +248,12 @@ def _swap(fresh: Path, path: Path) -> None:
     if path.exists() and _exchanged(fresh, path):
         return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        path.rename(old)
     try:
+        if path.exists():
+            path.rename(old)
         fresh.rename(path)
-    except OSError:
-        if old.exists():
+    except BaseException:  # an interrupt, too
+        if old.exists() and not path.exists():
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)

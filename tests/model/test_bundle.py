@@ -214,17 +214,26 @@ def test_a_bundle_takes_the_place_of_another_at_once(copy: Path, bundle, monkeyp
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
 
-def test_when_the_last_step_fails_the_old_bundle_is_put_back(copy: Path, bundle, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "told", "reason"),
+    [
+        (OSError(28, "No space left"), BundleError, "copy: cannot be written: No space left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_when_the_last_step_fails_the_old_bundle_is_put_back(
+    copy: Path, bundle, monkeypatch, fault, told, reason
+):
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
         if ".new-" in self.name:
-            raise OSError(28, "No space left on device")
+            raise fault
         return rename(self, target)
 
     monkeypatch.setattr("model.bundle._exchanged", lambda *_: False)  # not all file systems can
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(BundleError, match="copy: cannot be written: No space left"):
+    with pytest.raises(told, match=reason):
         rewritten(bundle, copy)
     assert read_bundle(copy).fingerprint == bundle.fingerprint
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
