@@ -61,14 +61,17 @@ class Buffers:
         """Record what batches padded to this shape launch, for this thread to launch as one (CUDA
         graphs)."""
         self._buckets[shape] = self._bucket(shape, next(_numbers))
-        self.run(np.full(shape, UNK_ID), np.ones(shape, np.int64))
+        try:
+            self.run(np.full(shape, UNK_ID), np.ones(shape, np.int64))
+        except Exception:
+            del self._buckets[shape]
+            raise
 
     def run(self, input_ids: IntArray, attention_mask: IntArray) -> list[npt.NDArray[np.float32]]:
         """All outputs in the session's order, cut to the B and S of input_ids and attention_mask
         [B, S]."""
         rows, width = input_ids.shape
-        wide = min(max(LEAST_WIDTH, _power_of_two(width)), self._max_tokens)
-        shape = (_power_of_two(rows), wide)
+        shape = padded(rows, width, self._max_tokens)
         if shape not in self._buckets:
             self._buckets[shape] = self._bucket(shape, UNRECORDED)
         bucket = self._buckets[shape]
@@ -123,6 +126,17 @@ def buckets(max_tokens: int, area: int) -> Iterator[tuple[int, int]]:
             yield rows, wide
             rows *= 2
         width *= 2
+
+
+def padded(rows: int, width: int, max_tokens: int) -> tuple[int, int]:
+    """The bucket of a batch of this B and S, of which none is beyond `max_tokens`."""
+    return _power_of_two(rows), min(max(LEAST_WIDTH, _power_of_two(width)), max_tokens)
+
+
+def most_padded(tokens: int) -> int:
+    """The most tokens of the bucket of a batch of so many, unless its texts have less than half of
+    the least width."""
+    return 2 * _power_of_two(tokens)
 
 
 def _power_of_two(number: int) -> int:

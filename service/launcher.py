@@ -1,4 +1,4 @@
-"""One thread that launches all that a GPU runs."""
+"""One thread that launches what a GPU has recorded."""
 
 import threading
 from collections.abc import Callable
@@ -13,8 +13,8 @@ class Launcher:
     """Runs what others ask for, one after the other.
 
     CUDA graphs belong to the thread that recorded them, and what any other does on the device
-    meanwhile spoils a recording. The thread is a daemon: a device that hangs does not keep the
-    process.
+    meanwhile spoils a recording. The thread is a daemon, as a device may hang; who waits for it
+    then waits for good.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,10 @@ class Launcher:
         """What `work` returns or raises, once the thread has come to it."""
         future: Future[T] = Future()
         self._asked.put((future, work))  # type: ignore[arg-type]
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            del future  # an error knows this frame, and would keep itself
 
     def _serve(self) -> None:
         while True:

@@ -20,7 +20,7 @@ from model.tokenizer import UNK_ID
 from service import cuda
 from service.agreement import differences
 from service.backend import BackendGone, Outputs
-from service.buffers import Buffers, buckets
+from service.buffers import Buffers, buckets, most_padded
 from service.launcher import Launcher
 from service.types import IntArray, Variant
 
@@ -65,7 +65,7 @@ class OrtBackend:
         # What this device has still to show that it computes; a CPU is what it is held against.
         self._unproven: Bundle | None = bundle if on_gpu else None
         self._graphs = graphs and on_gpu
-        self._max_batch_tokens = max_batch_tokens
+        self._batch_tokens = most_padded(max_batch_tokens)
         # Maps over all pairs of tokens are too large to pad and keep.
         bound = {Variant.PLAIN, Variant.EXPLAIN} if bind or (bind is None and on_gpu) else set()
         self._free: dict[Variant, deque[Buffers]] = {variant: deque() for variant in bound}
@@ -81,14 +81,14 @@ class OrtBackend:
         recorded = self._graphs and variant in self._free
         own = {}
         if self.provider == CUDA:
-            own = cuda.options(bundle.manifest.config, len(part), self._max_batch_tokens, recorded)
+            own = cuda.options(bundle.manifest.config, len(part), self._batch_tokens, recorded)
         try:
             session = onnxruntime.InferenceSession(part, options, providers=[(self.provider, own)])
         except Fail as error:
             if not recorded:
                 raise
             raise DeviceError(
-                "cuda_graphs=True: not all of this bundle's graph runs on the GPU; serve with "
+                "--cuda-graphs: not all of this bundle's graph runs on the GPU; serve with "
                 f"--no-cuda-graphs: {error}"
             ) from error
         if session.get_providers()[0] != self.provider:
@@ -124,13 +124,17 @@ class OrtBackend:
             )
 
     def _record(self) -> None:
-        shapes = buckets(self._max_tokens, cuda.PADDED * self._max_batch_tokens)
         # The largest first: those after it find room in what it has taken of the device.
-        ordered = sorted(shapes, key=math.prod, reverse=True)
+        shapes = sorted(buckets(self._max_tokens, self._batch_tokens), key=math.prod, reverse=True)
         for variant, free in self._free.items():
             buffers = self._buffers(variant)
-            for shape in ordered:  # one by one, as the bundle in service has its turns between
-                self._launch(partial(buffers.record, shape))
+            for shape in shapes:  # one by one, as the bundle in service has its turns between
+                try:
+                    self._launch(partial(buffers.record, shape))
+                except Exception as error:
+                    if _is_lost(error):
+                        raise
+                    # There is no room for it now; should such a batch come, it runs as it can.
             free.append(buffers)
 
     def run(self, input_ids: IntArray, attention_mask: IntArray, variant: Variant) -> Outputs:
@@ -138,7 +142,7 @@ class OrtBackend:
         try:
             values = self._launch(partial(self._values, input_ids, attention_mask, variant))
         except Exception as error:
-            if "CUDA failure" in str(error) or "CUDA error" in str(error):
+            if _is_lost(error):
                 raise BackendGone(f"{self.provider}: the device is lost") from error
             raise
         return dict(zip(variant.value, values, strict=True))
@@ -215,6 +219,11 @@ def cpu_quota() -> int:
         if quota not in ("max", "-1"):
             cpus = min(cpus, float(quota) / period)
     return max(1, math.floor(cpus))
+
+
+def _is_lost(error: Exception) -> bool:
+    """Does an error tell that the device will not run anything any more?"""
+    return "CUDA failure" in str(error) or "CUDA error" in str(error)
 
 
 def _installed(package: str) -> bool:

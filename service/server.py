@@ -66,8 +66,9 @@ class Server:
         try:
             await server._start()
         except BaseException:
-            with contextlib.suppress(Exception):  # it had begun, or has no port
-                await server._server.start()  # gRPC keeps the port of a server that never has
+            if settings.transport == "grpc":  # it keeps the port of a server that never began
+                with contextlib.suppress(Exception):  # it had begun, or has no port
+                    await server._server.start()
             await server._server.stop(None)
             if server._engine is not None:
                 server._engine.close()

@@ -9,7 +9,7 @@ from types import FrameType
 @contextlib.contextmanager
 def deferred() -> Iterator[list[int]]:
     """Meanwhile SIGINT and SIGTERM are only put into the list that this yields, and raise
-    `KeyboardInterrupt` at the end of it; asked for again, at once."""
+    `KeyboardInterrupt` at the end of it, unless that is an error; asked for again, at once."""
     heard: list[int] = []
 
     def hear(number: int, _: FrameType | None) -> None:

@@ -65,7 +65,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     if config.exclude_held_out:
         for source in (*config.validation, *config.test):
             keys |= {row_key(text) for text in read_texts(source, base)}
-    labels, rows, repeated, less = _read_sources(config, base, keys, display)
+    labels, rows, repeated, dropped = _read_sources(config, base, keys, display)
     validation = _read_sets(config.validation, labels, base, display)
     test = _read_sets(config.test, labels, base, display)
     shares = (
@@ -82,8 +82,8 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     sets = [("train", rows), *validation.items(), *test.items()]
     for name, part in sets:
         if len(part) == 0:
-            raise ConfigError(f"{name}: no rows left{less}; give more rows or another share")
-    _check_classes(config, labels, rows, less)
+            raise ConfigError(f"{name}: no rows left{dropped}; give more rows or another share")
+    _check_classes(config, labels, rows, dropped)
     warnings = tuple(_odd(labels, sets, repeated))
     for warning in warnings:
         display.say(f"warning: {warning}")
@@ -106,7 +106,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     sources = (*config.sources, *config.unlabelled, *_translated_sources(config))
     weights = [0.0 if isinstance(one, UnlabelledConfig) else one.linear for one in sources]
     linear = np.array(weights, "f4")[train.sources]
-    domains = _of_domains(config, sources, train.sources, linear, less)
+    domains = _of_domains(config, sources, train.sources, linear, dropped)
     return Splits(
         labels=labels,
         sources=sources,
@@ -210,7 +210,7 @@ def _of_domains(
     sources: tuple[SourceConfig, ...],
     of_row: npt.NDArray[np.int64],
     linear: npt.NDArray[np.float32],
-    less: str,
+    dropped: str,
 ) -> npt.NDArray[np.float32] | None:
     """Of which domains each row is, [N, K], by its source; each has to have rows."""
     names = config.domains
@@ -219,11 +219,11 @@ def _of_domains(
     domains = np.array([[one.domain == name for name in names] for one in sources], "f4")[of_row]
     for name, rows in zip(names, domains.T @ linear, strict=True):
         if not rows:
-            raise ConfigError(f"sources: domain={name!r} has no rows left{less}")
+            raise ConfigError(f"sources: domain={name!r} has no rows left{dropped}")
     return domains
 
 
-def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows, less: str) -> None:
+def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows, dropped: str) -> None:
     """Of one class alone nothing can be told from another; and of what a linear model learns from
     there must be two as well."""
     learnt = np.array([source.linear > 0 for source in config.sources])[rows.sources]
@@ -231,7 +231,7 @@ def _check_classes(config: RunConfig, labels: tuple[str, ...], rows: Rows, less:
     if found.sum() < 2:
         only = [label for label, there in zip(labels, found, strict=True) if there]
         raise DataError(
-            f"train: only rows of {only} are left to train on{less}; give more of the others"
+            f"train: only rows of {only} are left to train on{dropped}; give more of the others"
         )
 
 

@@ -214,6 +214,22 @@ def test_a_bundle_takes_the_place_of_another_at_once(copy: Path, bundle, monkeyp
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
 
 
+def test_an_interrupt_between_two_names_puts_the_old_bundle_back(copy: Path, bundle, monkeypatch):
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if ".old-" in target.name:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr("model.bundle._exchanged", lambda *_: False)  # not all file systems can
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewritten(bundle, copy)
+    assert read_bundle(copy).fingerprint == bundle.fingerprint
+
+
 @pytest.mark.parametrize(
     ("fault", "told", "reason"),
     [

@@ -1,10 +1,11 @@
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from service.buffers import Buffers, buckets
+from service.buffers import Buffers, buckets, most_padded, padded
 from service.ort_backend import OrtBackend
 from service.types import Variant
 
@@ -96,7 +97,7 @@ def test_every_bucket_as_large_as_padding_can_make_a_batch_is_recorded_before_se
     numbers = []
     for variant in (Variant.PLAIN, Variant.EXPLAIN):
         (buffers,) = recorded._free[variant]
-        for shape in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32), (1, 64)):  # of 80 tokens
+        for shape in ((1, 16), (8, 16), (1, 32), (4, 32), (1, 64), (2, 64)):  # of 2 x 64 tokens
             bucket = buffers._buckets[shape]
             assert set(bucket.inputs) == {"input_ids", "attention_mask"}
             numbers.append(bucket.options.get_run_config_entry("gpu_graph_id"))
@@ -111,6 +112,40 @@ def test_what_is_larger_is_not_recorded_while_others_are_served(recorded, plain)
     bucket = buffers._buckets[16, 64]
     assert not bucket.inputs
     assert bucket.options.get_run_config_entry("gpu_graph_id") == "-1"
+
+
+def test_what_has_no_room_to_be_recorded_runs_as_it_can(bundle, plain, monkeypatch):
+    def run(self: Buffers, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+        if ids.size > 32:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        return whole(self, ids, mask)
+
+    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True, max_batch_tokens=64)
+    backend._graphs, whole = True, Buffers.run
+    with monkeypatch.context() as full:
+        full.setattr(Buffers, "run", run)
+        backend._record()
+    (buffers,) = backend._free[Variant.PLAIN]
+    assert sorted(buffers._buckets) == [(1, 16), (1, 32), (2, 16)]
+    expected, found = (one.run(*batch(3, 20), Variant.PLAIN) for one in (plain, backend))
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-6)
+
+
+def test_a_device_that_is_lost_while_recording_is_told(bundle, monkeypatch):
+    def run(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    backend = OrtBackend(bundle, device="cpu", threads=1, bind=True)
+    backend._graphs = True
+    monkeypatch.setattr(Buffers, "run", run)
+    with pytest.raises(RuntimeError, match="CUDA failure 700"):
+        backend.warm_up()
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(512, 1024), (500, 1024), (513, 2048)])
+def test_padding_at_most_doubles_a_batch_up_to_a_power_of_two(tokens, expected):
+    areas = [math.prod(padded(tokens // width, width, 64)) for width in range(8, 65)]
+    assert max(areas) <= expected == most_padded(tokens)
 
 
 @pytest.mark.parametrize(

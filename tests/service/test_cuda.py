@@ -11,10 +11,10 @@ SMALL = ModelConfig(
 @pytest.mark.parametrize(
     ("tokens", "weights", "expected"),
     [
-        # Twice 2 x 128 padded tokens of 4 heads x 64 pairs x (4 + 3 x 2), and 16 x 48, in 4 bytes.
-        (128, 0, FIXED_BYTES + 512 * (2560 + 768) * 4),
-        (256, 0, FIXED_BYTES + 1024 * (2560 + 768) * 4),
-        (128, 1000, FIXED_BYTES + 2000 + 512 * (2560 + 768) * 4),
+        # Twice 256 padded tokens of 4 heads x 64 pairs x (4 + 3 x 2), and 16 x 48, in 4 bytes.
+        (256, 0, FIXED_BYTES + 512 * (2560 + 768) * 4),
+        (512, 0, FIXED_BYTES + 1024 * (2560 + 768) * 4),
+        (256, 1000, FIXED_BYTES + 2000 + 512 * (2560 + 768) * 4),
     ],
 )
 def test_what_a_session_takes_follows_from_its_largest_batch(tokens, weights, expected):

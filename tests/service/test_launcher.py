@@ -32,10 +32,26 @@ def test_nothing_that_is_done_is_kept(launcher):
         def __call__(self) -> None:
             pass
 
-    work = Work()
-    kept = weakref.ref(work)
+    work, gone = Work(), threading.Event()
+    weakref.finalize(work, gone.set)
     launcher.run(work)
     del work
-    launcher.run(lambda: None)  # by now the thread has let go of the first
-    gc.collect()
-    assert kept() is None
+    assert gone.wait(20)
+
+
+def test_not_even_what_failed_is_kept(launcher):
+    class Work:
+        def __call__(self) -> None:
+            raise ZeroDivisionError
+
+    work = Work()
+    kept = weakref.ref(work)
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            launcher.run(work)
+        del work
+        launcher.run(lambda: None)  # the thread has let go of the first
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from service import cuda, ort_backend
 from service.backend import BackendGone
@@ -72,7 +73,8 @@ def test_a_device_that_is_not_there_is_refused_by_name():
     assert choose_provider("auto") == "CPUExecutionProvider"
 
 
-def test_a_gpu_is_told_how_much_of_it_a_session_may_take(monkeypatch, bundle):
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_gpu_is_told_how_much_of_it_a_session_may_take(monkeypatch, bundle, graphs):
     class Asked(Exception):
         """Of a session, with these providers."""
 
@@ -82,10 +84,31 @@ def test_a_gpu_is_told_how_much_of_it_a_session_may_take(monkeypatch, bundle):
     monkeypatch.setattr(ort_backend, "choose_provider", lambda _: ort_backend.CUDA)
     monkeypatch.setattr(onnxruntime, "InferenceSession", ask)
     with pytest.raises(Asked) as asked:
-        OrtBackend(bundle, device="cuda", max_batch_tokens=512)
+        OrtBackend(bundle, device="cuda", max_batch_tokens=500, graphs=graphs)
     weights, providers = asked.value.args
     config = bundle.manifest.config
-    assert providers == [(ort_backend.CUDA, cuda.options(config, weights, 512, recorded=False))]
+    assert providers == [(ort_backend.CUDA, cuda.options(config, weights, 1024, recorded=graphs))]
+
+
+@pytest.mark.parametrize(("graphs", "told"), [(True, "--no-cuda-graphs"), (False, "^no kernel$")])
+def test_a_bundle_that_cannot_be_recorded_is_refused_with_the_way_out(
+    monkeypatch, bundle, graphs, told
+):
+    def fail(*_: object, **__: object) -> None:
+        raise Fail("no kernel")
+
+    monkeypatch.setattr(ort_backend, "choose_provider", lambda _: ort_backend.CUDA)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises((DeviceError, Fail), match=told) as refused:
+        OrtBackend(bundle, device="cuda", graphs=graphs)
+    assert isinstance(refused.value, DeviceError) is graphs
+
+
+def test_a_cpu_records_nothing_and_computes_on_the_thread_that_asks(bundle, batch, monkeypatch):
+    backend = OrtBackend(bundle, device="cpu", threads=1, graphs=True)
+    backend.warm_up()
+    monkeypatch.setattr(ort_backend, "launcher", lambda: pytest.fail("there is nothing to launch"))
+    backend.run(*batch, Variant.PLAIN)
 
 
 def test_a_device_that_answers_otherwise_than_a_cpu_does_not_start(bundle):

@@ -54,9 +54,11 @@ async def test_engine_and_backend_get_what_the_operator_chose(settings, monkeypa
         "max_answer_bytes": 99_999,
         "max_held_bytes": 111_111,
         "hang_s": 12.5,
+        "cuda_graphs": False,
     }
     server = await Server.start(settings.model_copy(update=chosen))
     assert given.pop("room").most == chosen.pop("max_held_bytes")
+    assert given.pop("graphs") is chosen.pop("cuda_graphs")
     assert {name: given[name] for name in chosen} == chosen
     assert given["device"] == "cpu"
     assert backends == [777]

@@ -29,6 +29,7 @@ def run(bench: Bench) -> Result:
 def compare(folder: Path, device: Device, seed: int) -> Figures:
     """By output."""
     bundle = read_bundle(folder)
-    there, here = (OrtBackend(bundle, device=kind) for kind in (device, "cpu"))
+    there, here = OrtBackend(bundle, device=device, graphs=True), OrtBackend(bundle, device="cpu")
+    there.warm_up()
     size, most = bundle.tokenizer.vocab_size, bundle.manifest.max_tokens
     return differences(there, here, size, most, SHAPES, seed)
