@@ -30,7 +30,7 @@ except ModuleNotFoundError as missing:  # who installed what serves has the comm
     if missing.name is None or missing.name.partition(".")[0] in ("model", "training"):
         raise
     print(
-        f"realce-train: {missing.name} is not installed; pip install 'realce[train]' installs it",
+        f"realce-train: {missing.name} is not installed; the extra 'train' has it: make train",
         file=sys.stderr,
     )
     sys.exit(2)

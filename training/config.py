@@ -1,5 +1,6 @@
 """A training run as a committed file: data, network, schedule."""
 
+import difflib
 import hashlib
 import json
 import tomllib
@@ -264,7 +265,20 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path or 'command line'}: {faults(error)}") from error
+        near = _meant(error)
+        raise ConfigError(f"{path or 'command line'}: {faults(error)}{near}") from error
+
+
+def _meant(error: ValidationError) -> str:
+    """What a key that is not known may have been meant as."""
+    known = {key: key for key in RunConfig.model_fields}
+    for table, kind in (("network", NetworkConfig), ("train", TrainConfig)):
+        known |= {key: f"{table}.{key}" for key in kind.model_fields}
+    for fault in error.errors(include_url=False):
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            return f"; did you mean {known[near[0]]}?" if near else ""
+    return ""
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -90,7 +90,13 @@ def _tokenizer(
 ) -> Tokenizer:
     """The run's tokenizer, kept in the run folder by the first process."""
     path, max_tokens = run / TOKENIZER, config.network.max_tokens
-    if where.first and not (path.exists() and Trainer.begun(run)):
+    begun = path.exists() and Trainer.begun(run)
+    if begun and given not in (None, path.read_bytes()):
+        raise ConfigError(
+            f"--run-dir {run}: what was begun there has another vocabulary; choose another folder, "
+            "or another --name, or delete it"
+        )
+    if where.first and not begun:
         if given is None:
             sample = _sample(rows, np.random.default_rng(config.train.seed))
             pieces = config.train.vocab_size

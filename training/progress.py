@@ -48,14 +48,20 @@ class StepBar:
 
 
 class Display:
-    """Speaks to the terminal; silent where `quiet`, as in all ranks but the first."""
+    """Speaks to the terminal: where `quiet`, only warnings; where `silent`, as in all ranks but
+    the first, nothing."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, stderr=True, soft_wrap=True)
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.console = Console(quiet=quiet or silent, stderr=True, soft_wrap=True)
+        self._warnings = Console(quiet=silent, stderr=True, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        """One line, also to those who asked for quiet."""
+        self._warnings.print(f"warning: {text}", highlight=False, markup=False)
 
     @contextlib.contextmanager
     def steps(self, total: int, done: int) -> Iterator[StepBar]:

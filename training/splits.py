@@ -86,7 +86,7 @@ def prepare(config: RunConfig, base: Path, display: Display) -> Splits:
     _check_classes(config, labels, rows, dropped)
     warnings = tuple(_odd(labels, sets, repeated))
     for warning in warnings:
-        display.say(f"warning: {warning}")
+        display.warn(warning)
     teachers = _Teachers(config, rows, display)
     unlabelled: list[str] = []
     texts_of: dict[str, int] = {}

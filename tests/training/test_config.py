@@ -27,6 +27,17 @@ SOURCE = '[[sources]]\nname = "mine"\npath = "mine.csv"\n'
         ),
         (f"[train]\nlearning_rate = -1\n{SOURCE}", "train.learning_rate=-1: Input should be grea"),
         (f"[train]\nlr = 0.1\n{SOURCE}", "train.lr=0.1: Extra inputs are not permitted"),
+        *(
+            (
+                f"{key} = 1\n{SOURCE}",
+                f"{key}=1: Extra inputs are not permitted; did you mean {meant}?",
+            )
+            for key, meant in (
+                ("train.learning_rat", "train.learning_rate"),
+                ("learning_rate", "train.learning_rate"),
+                ("network.d_modell", "network.d_model"),
+            )
+        ),
         (f"[network]\nd_model = 10\nheads = 3\n{SOURCE}", "network: "),
         (
             f"[network]\nmax_tokens = 64\n{SOURCE}",

@@ -9,11 +9,11 @@ import torch
 
 from model.tokenizer import Encoding
 from tests.conftest import TINY, source
-from training.config import load_config
+from training.config import ConfigError, load_config
 from training.data.batches import Dataset
 from training.data.rows import Rows
 from training.encoding import _sample, encode_splits
-from training.loop.trainer import Ranks
+from training.loop.trainer import CHECKPOINT, Ranks
 from training.progress import Display
 from training.splits import prepare
 
@@ -42,6 +42,18 @@ def test_a_vocabulary_is_learnt_from_as_much_of_each_language():
     english = sum(len(text) for text in sample if text != "uma frase")
     assert portuguese == pytest.approx(10_000, abs=30)
     assert english == pytest.approx(10_000, abs=30)
+
+
+def test_a_folder_begun_with_another_vocabulary_is_refused_before_anything_is_read_by_it(tmp_path):
+    rows = {"sources": [source()], "validation": [source()], "test": [source()]}
+    config = load_config(None, TINY | rows | {"exclude_held_out": False})
+    splits = prepare(config, Path(), Display(quiet=True))
+    learnt = encode_splits(config, splits, tmp_path, WHERE).tokenizer.to_json()
+    (tmp_path / CHECKPOINT).touch()
+    assert encode_splits(config, splits, tmp_path, WHERE, learnt).tokenizer.to_json() == learnt
+    other = learnt.replace(b'"version":"1.0"', b'"version": "1.0"')
+    with pytest.raises(ConfigError, match="--run-dir .*: what was begun there has another vocab"):
+        encode_splits(config, splits, tmp_path, WHERE, other)
 
 
 def test_each_validation_set_counts_as_much_as_the_next(tmp_path):

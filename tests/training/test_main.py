@@ -36,5 +36,5 @@ def test_who_installed_only_what_serves_is_told_what_is_missing():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "realce-train: torch is not installed; pip install 'realce[train]' installs it\n"
+        "realce-train: torch is not installed; the extra 'train' has it: make train\n"
     )

@@ -6,6 +6,20 @@ from training.progress import Display
 
 
 @pytest.mark.parametrize(
+    ("display", "told"),
+    [
+        (Display(), "a step\nwarning: few rows\n"),
+        (Display(quiet=True), "warning: few rows\n"),
+        (Display(silent=True), ""),
+    ],
+)
+def test_warnings_are_told_to_those_who_asked_for_quiet_but_once(display, told, capsys):
+    display.say("a step")
+    display.warn("few rows")
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
     ("entry", "line"),
     [
         ({"step": 7, "loss": 0.25}, "step 7: loss 0.2500, validation held out 81.00%"),

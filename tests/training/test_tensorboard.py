@@ -109,7 +109,7 @@ def test_a_board_that_cannot_be_is_refused_in_a_line(tmp_path: Path, monkeypatch
     assert fit(tmp_path) == 2
     assert capsys.readouterr().err == (
         "realce-train: tensorboard: tensorboard is not installed; "
-        "pip install 'realce[tensorboard]' installs it\n"
+        "the extra 'tensorboard' has it, as in pip install -e '.[tensorboard]'\n"
     )
     assert not (tmp_path / "bundle").exists()
 

@@ -299,5 +299,6 @@ def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert tune(tmp_path) == 2
     assert capsys.readouterr().err == (
-        "realce-train: tune: optuna is not installed; pip install 'realce[tune]' installs it\n"
+        "realce-train: tune: optuna is not installed; the extra 'tune' has it, as in "
+        "pip install -e '.[tune]'\n"
     )

@@ -48,7 +48,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
-    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.add_argument("--quiet", action="store_true", help="no progress, warnings alone")
 
 
 def add_tensorboard(command: argparse.ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def process(
             with extra("tensorboard"):
                 from training.tensorboard import Board
             board = stack.enter_context(Board(options.tensorboard))
-        yield where, Display(quiet=options.quiet or not where.first), board
+        yield where, Display(quiet=options.quiet, silent=not where.first), board
 
 
 @contextlib.contextmanager
@@ -150,7 +150,8 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{name}: {error.name} is not installed; pip install 'realce[{name}]' installs it"
+            f"{name}: {error.name} is not installed; the extra {name!r} has it, as in "
+            f"pip install -e '.[{name}]'"
         ) from error
 
 

@@ -13,6 +13,8 @@ from training.data.templates import read_templates
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".toml")
 MAX_FIELD_CHARACTERS = 1 << 24
+SEPARATORS = {";": "semicolon", "\t": "tab", "|": "bar", ",": "comma"}
+UNCLOSED = "unexpected end of data"  # the library's words
 
 Record = tuple[str, Sequence[Any]]  # where it is, and its columns' values
 
@@ -53,7 +55,9 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[Record]:
                     yield record
     except UnicodeDecodeError as error:
         line = _undecodable_line(path)
-        raise DataError(f"{path}: line {line}: not UTF-8: {error.reason}") from error
+        raise DataError(
+            f"{path}: line {line}: not UTF-8: {error.reason}; save the file as UTF-8"
+        ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: after {place}: broken gzip: {error}") from error
     except OSError as error:
@@ -76,9 +80,18 @@ def read_hub(name: str, config: str | None, split: str, columns: Sequence[str]) 
 def _check_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     for column in wanted:
         if column not in present:
-            raise DataError(f"{where}: no column {column!r}; there are {list(present)}")
+            raise DataError(
+                f"{where}: no column {column!r}; there are {list(present)}{_advice(present)}"
+            )
         if present.count(column) > 1:
             raise DataError(f"{where}: column {column!r} is there {present.count(column)} times")
+
+
+def _advice(present: Sequence[str]) -> str:
+    others = [name for sign, name in SEPARATORS.items() if len(present) == 1 and sign in present[0]]
+    if others:
+        return f", separated by {others[0]}s: a .csv has commas, a .tsv tabs"
+    return "; --text-column and --label-column name others"
 
 
 def _open(path: Path) -> BinaryIO:
@@ -106,7 +119,8 @@ def _table(path: Path, lines: TextIO, columns: Sequence[str], delimiter: str) ->
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{path}: line {line}: {error}") from error
+            reason = "a quotation mark is never closed" if str(error) == UNCLOSED else error
+            raise DataError(f"{path}: line {line}: {reason}") from error
         if row is None:
             break
         if not row:

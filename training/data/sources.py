@@ -278,6 +278,13 @@ def _check_discovered(where: str, source: SourceConfig, found: list[str]) -> Non
             f"{where}: {source.label}={longest[:20]!r}… has {len(longest)} characters, the limit "
             f"is {MAX_LABEL_CHARACTERS}; is it the column of labels?"
         )
+    written: dict[str, str] = {}
+    for name in found:
+        if (other := written.setdefault(name.casefold(), name)) != name:
+            raise DataError(
+                f"{where}: {source.label} has both {other!r} and {name!r}; write them alike, or "
+                "say what each is by --label VALUE=NAME"
+            )
 
 
 def _left_out(dropped: Counter[str]) -> str:

@@ -258,7 +258,10 @@ def read_suite(path: Path, labels: Sequence[str] = LABELS) -> tuple[BehaviourTes
         if entry.name in tests:
             raise DataError(f"{place}: there are two of that name")
         if entry.label not in (None, *labels):
-            raise DataError(f"{place}: label={entry.label!r}: there are {list(labels)}")
+            raise DataError(
+                f"{place}: label={entry.label!r}: there are {list(labels)}; --label VALUE="
+                f"{entry.label} calls one so when training"
+            )
         tests[entry.name] = BehaviourTest(entry, cases)
     return tuple(tests.values())
 
@@ -289,7 +292,10 @@ def check(bundle: Bundle, suites: Sequence[Path] = ()) -> dict[Path, Report]:
     ours = (CONFIGS / f"behaviour-{language}.toml" for language in languages)
     paths = suites or [path for path in ours if path.is_file()]
     if not paths:
-        raise DataError(f"no suite is in the bundle's languages ({', '.join(languages)}): name one")
+        raise DataError(
+            f"no suite is in the bundle's languages ({', '.join(languages)}): name one with "
+            "--suite, or train with --language en or pt"
+        )
 
     graph = Graph(bundle)
 

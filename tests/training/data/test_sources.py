@@ -184,8 +184,9 @@ def test_a_frame_or_pattern_that_is_none_is_refused(fields, reason):
 @pytest.mark.parametrize(
     ("content", "labels", "reason"),
     [
-        ("a,b\nx,y\n", None, r"no column 'text'; there are \['a', 'b'\]"),
-        ("text;label\nx;y\n", None, r"no column 'text'; there are \['text;label'\]"),
+        ("a,b\nx,y\n", None, r"there are \['a', 'b'\]; --text-column and --label-column name"),
+        ("text;label\nx;y\n", None, r"there are \['text;label'\], separated by semicolons: a .csv"),
+        ("text\tlabel\nx\ty\n", None, r"there are \['text\\tlabel'\], separated by tabs"),
         ("text,b\nx,y\n", None, r"no column 'label'; there are \['text', 'b'\]"),
         ("text,label,text\nx,y,z\n", None, "column 'text' is there 2 times"),
         ("text,label\nx,odd\n", ("a", "b"), r"line 2: label='odd'; known are \['a', 'b'\]"),
@@ -198,9 +199,14 @@ def test_a_frame_or_pattern_that_is_none_is_refused(fields, reason):
         ("text,label\nx\n", None, "line 2: 1 columns, the header has 2"),
         ('text,label\n"x\ny",a\n\nno, never,b\n', None, "line 5: 3 columns, the header has 2"),
         ('text,label\nx,a\n"y" z,b\n', None, "line 3: "),
-        ('text,label\nx,a\n"open,b\ny,a\n', None, "line 3: unexpected end of data"),
-        (b"text,label\nx,a\ny,b\n\xff\xfe,b\n", None, "line 4: not UTF-8: invalid start byte"),
+        ('text,label\nx,a\n"open,b\ny,a\n', None, "line 3: a quotation mark is never closed"),
+        (
+            b"text,label\nx,a\ny,b\n\xff\xfe,b\n",
+            None,
+            "line 4: not UTF-8: .* start byte; save",
+        ),
         ("text,label\nx,a\n".encode("utf-16"), None, "line 1: not UTF-8"),
+        ("text,label\nx,Bad\ny,good\nz,bad\n", None, "label has both 'Bad' and 'bad'; write them"),
         (
             "text,label\n" + "".join(f"x,{i}\n" for i in range(300)),
             None,
