@@ -148,7 +148,10 @@ def _serve(options: argparse.Namespace) -> int:
     except SettingsError as error:
         return _refuse(str(error))
     if importlib.util.find_spec("onnxruntime") is None:
-        return _refuse("ONNX Runtime is missing; pip install 'realce[cpu]', or 'realce[gpu]'")
+        return _refuse(
+            "ONNX Runtime is missing; install one of the extras 'cpu' and 'gpu', in a checkout by "
+            "pip install -e '.[cpu]'"
+        )
     count_in(options.count_in)
     # What computes is loaded only by the command that computes.
     from service.logs import configure_logs

@@ -41,7 +41,7 @@ def make_server(settings: Settings, on_unseen: Callable[[str, str], None]) -> gr
         if importlib.util.find_spec("pygrpc_native") is None:
             raise TransportError(
                 f"{settings.given('transport')}: pygrpc-native is missing; "
-                "pip install 'realce[native]'"
+                "install the extra 'native', in a checkout by pip install -e '.[native]'"
             )
         try:
             tempfile.gettempdir()  # where the socket of its second server lies

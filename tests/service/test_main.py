@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 import os
@@ -81,6 +82,14 @@ def test_a_server_that_cannot_start_says_why_in_a_line(arguments, reason, tiny_b
     given = ["serve", "--bundle", str(tiny_bundle), *place, *arguments]
     assert main(given) == 2
     assert capsys.readouterr().err.startswith(reason)
+
+
+def test_a_runtime_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["serve"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("realce: ONNX Runtime is missing; install one of the extras ")
+    assert told.endswith(" in a checkout by pip install -e '.[cpu]'\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
