@@ -62,7 +62,11 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="batches computed side by side on a CPU; 0 is the CPU quota"
     )
     workers: int = Field(
-        1, ge=1, le=256, description="processes that share port, threads and callers"
+        1,
+        ge=1,
+        le=256,
+        description="processes that share port, threads and callers; one that ends, ends all, so "
+        "that what supervises starts them anew",
     )
     reuse_port: bool = Field(
         False, description="listen on the port beside other servers that do so too"

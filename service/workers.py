@@ -37,7 +37,8 @@ async def run_workers(settings: Settings) -> int:
     SIGHUP all reload.
 
     A worker that ends by itself takes the others with it, so that whoever started us starts us
-    anew. Returns the exit code: 0 after a signal, else that of the worker. Raises `StartError`.
+    anew. Returns the exit code: 0 after a signal, else that of the worker, or 1 where that is no
+    failure of its own. Raises `StartError`.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     with reserve(settings) as address, _metrics(settings) as (url, told):
@@ -53,7 +54,7 @@ async def run_workers(settings: Settings) -> int:
         code = 0
         if not stop.done():
             ended = next(worker for worker in workers if worker.returncode is not None)
-            code = ended.returncode or 1
+            code = max(1, ended.returncode or 0)  # a signal that ended it is below 0
             log.critical("worker_ended", pid=ended.pid, code=ended.returncode)
             stop.cancel()
         await _end(workers, settings.grace_s)
