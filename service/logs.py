@@ -57,14 +57,16 @@ class Tally:
 class LibraryLine(logging.Formatter):
     """A library's record as a line of ours: where an error arose, but not what it says.
 
-    The message of an error may quote what it failed on, and that may be a text.
+    The message of an error may quote what it failed on, and that may be a text; so may whatever
+    is filled into a record, but for numbers.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
+        numbers = all(isinstance(one, int | float) for one in record.args or ())
         line = {
             "logger": record.name,
-            "event": str(record.msg)[:200],  # the template, without what would be filled in
+            "event": (record.getMessage() if numbers else str(record.msg))[:200],
             "level": record.levelname.lower(),
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
         }

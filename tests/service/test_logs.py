@@ -66,6 +66,22 @@ def test_a_librarys_error_tells_where_but_not_what(lines):
     assert "secret" not in json.dumps(line)
 
 
+@pytest.mark.parametrize(
+    ("template", "arguments", "event"),
+    [
+        ("pid %d, %.1f s", (7, 0.25), "pid 7, 0.2 s"),
+        ("pid %d of %s", (7, "a secret"), "pid %d of %s"),
+        ("%(pid)d", ({"pid": 7},), "%(pid)d"),
+        ("100 %", (), "100 %"),
+    ],
+)
+def test_numbers_are_filled_into_a_librarys_line_and_nothing_else(
+    lines, template, arguments, event
+):
+    logging.getLogger("asyncio").warning(template, *arguments)
+    assert lines()[0]["event"] == event
+
+
 def test_a_record_without_an_error_has_no_place():
     record = logging.LogRecord("a", logging.WARNING, "", 1, "slow", (), None)
     assert "place" not in json.loads(LibraryLine().format(record))
