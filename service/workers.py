@@ -127,15 +127,16 @@ def _end_with_parent() -> None:
 
 def _send(workers: list[Process], number: signal.Signals) -> None:
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            worker.send_signal(number)
+        if worker.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                # Its own `send_signal` would look whether it has ended, and so take its exit code
+                # from who waits for it.
+                os.kill(worker.pid, number)
 
 
 async def _end(workers: list[Process], grace_s: float) -> None:
     _send(workers, signal.SIGTERM)
     ends = [asyncio.ensure_future(worker.wait()) for worker in workers]
     await asyncio.wait(ends, timeout=grace_s + LAST_WORD_S)
-    for worker in workers:
-        if worker.returncode is None:
-            worker.kill()
-            await worker.wait()
+    _send(workers, signal.SIGKILL)
+    await asyncio.wait(ends)

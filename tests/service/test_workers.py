@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,16 @@ async def test_a_worker_that_will_not_end_is_killed(monkeypatch):
     await deaf.stdout.readline()
     await workers._end([deaf], 0.0)
     assert deaf.returncode == -signal.SIGKILL
+
+
+async def test_a_signal_to_a_worker_that_has_just_ended_leaves_its_exit_code(monkeypatch):
+    noticed, wait = threading.Event(), os.waitpid
+    monkeypatch.setattr(os, "waitpid", lambda *given: noticed.wait() and wait(*given))
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(3)")
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    workers._send([worker], signal.SIGTERM)
+    noticed.set()
+    assert await worker.wait() == 3
 
 
 @pytest.mark.parametrize("shared", [0, 1])
