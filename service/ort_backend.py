@@ -180,6 +180,14 @@ def launcher() -> Launcher:
 
 
 def choose_provider(device: Device) -> str:
+    """The execution provider for a device, with its libraries loaded. Raises `DeviceError`."""
+    provider = find_provider(device)
+    if provider == CUDA:
+        onnxruntime.preload_dlls()
+    return provider
+
+
+def find_provider(device: Device) -> str:
     """The execution provider for a device; `auto` is CUDA where it is built in, else CPU.
 
     Never falls back in silence: `cuda` without CUDA raises `DeviceError`.
@@ -195,10 +203,7 @@ def choose_provider(device: Device) -> str:
             f"device=cuda: this ONNX Runtime has only {', '.join(available)}; "
             "install the extra 'gpu' in place of 'cpu'"
         )
-    if device == "cpu" or CUDA not in available:
-        return CPU
-    onnxruntime.preload_dlls()
-    return CUDA
+    return CPU if device == "cpu" or CUDA not in available else CUDA
 
 
 def cpu_quota() -> int:

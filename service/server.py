@@ -145,15 +145,7 @@ class Server:
 
     def _load(self) -> tuple[Bundle, OrtBackend]:
         settings = self.settings
-        try:
-            bundle = read_bundle(settings.bundle)
-        except BundleError as error:
-            raise StartError(f"{error} ({settings.given('bundle')})") from error
-        if settings.max_batch_tokens < bundle.manifest.max_tokens:
-            raise StartError(
-                f"{settings.given('max_batch_tokens')} cannot hold one text of this bundle, "
-                f"which reads up to {bundle.manifest.max_tokens} tokens"
-            )
+        bundle = load_bundle(settings)
         backend = OrtBackend(
             bundle,
             device=settings.device,
@@ -240,6 +232,20 @@ class Server:
             engine.close()
         await self._close_metrics()
         log.info("stopped", drain_s=round(time.perf_counter() - started, 3))
+
+
+def load_bundle(settings: Settings) -> Bundle:
+    """The bundle that the settings name. Raises `StartError` where they cannot serve it."""
+    try:
+        bundle = read_bundle(settings.bundle)
+    except BundleError as error:
+        raise StartError(f"{error} ({settings.given('bundle')})") from error
+    if settings.max_batch_tokens < bundle.manifest.max_tokens:
+        raise StartError(
+            f"{settings.given('max_batch_tokens')} cannot hold one text of this bundle, "
+            f"which reads up to {bundle.manifest.max_tokens} tokens"
+        )
+    return bundle
 
 
 def expose(settings: Settings, registry: CollectorRegistry) -> Exposition:

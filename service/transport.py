@@ -16,11 +16,29 @@ class TransportError(RuntimeError):
     """There is no such transport here; the message says how to get it."""
 
 
+def check_transport(settings: Settings) -> None:
+    """Raise `TransportError` where the transport that the settings name cannot be had."""
+    if settings.transport == "grpc":
+        return
+    if importlib.util.find_spec("pygrpc_native") is None:
+        raise TransportError(
+            f"{settings.given('transport')}: pygrpc-native is missing; "
+            "install the extra 'native', in a checkout by pip install -e '.[native]'"
+        )
+    try:
+        tempfile.gettempdir()  # where the socket of its second server lies
+    except FileNotFoundError as error:
+        raise TransportError(
+            f"{settings.given('transport')}: {error.strerror}; mount /tmp or set TMPDIR"
+        ) from error
+
+
 def make_server(settings: Settings, on_unseen: Callable[[str, str], None]) -> grpc.aio.Server:
     """A server that has no methods and listens nowhere yet; `on_unseen` is called, on any thread,
     with method and status of a call that it ended by itself, where it knows. Raises
     `TransportError`.
     """
+    check_transport(settings)
     options: list[tuple[str, Any]] = [
         # Unless asked for: a second server would start unnoticed.
         ("grpc.so_reuseport", int(settings.reuse_port)),
@@ -38,17 +56,6 @@ def make_server(settings: Settings, on_unseen: Callable[[str, str], None]) -> gr
         ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
     ]
     if settings.transport == "native":
-        if importlib.util.find_spec("pygrpc_native") is None:
-            raise TransportError(
-                f"{settings.given('transport')}: pygrpc-native is missing; "
-                "install the extra 'native', in a checkout by pip install -e '.[native]'"
-            )
-        try:
-            tempfile.gettempdir()  # where the socket of its second server lies
-        except FileNotFoundError as error:
-            raise TransportError(
-                f"{settings.given('transport')}: {error.strerror}; mount /tmp or set TMPDIR"
-            ) from error
         from service.native import NativeServer
 
         return NativeServer(options, settings.max_waiting_calls, on_unseen)

@@ -20,9 +20,10 @@ from pathlib import Path
 import structlog
 
 from service.exposition import registry_of
-from service.ort_backend import cpu_quota
-from service.server import StartError, cannot_listen, expose
+from service.ort_backend import cpu_quota, find_provider
+from service.server import StartError, cannot_listen, expose, load_bundle
 from service.settings import Settings
+from service.transport import check_transport
 
 PLACE = Path(__file__).absolute().parents[1]  # where `service` is imported from
 LIBC = ctypes.CDLL(None)
@@ -38,8 +39,12 @@ async def run_workers(settings: Settings) -> int:
 
     A worker that ends by itself takes the others with it, so that whoever started us starts us
     anew. Returns the exit code: 0 after a signal, else that of the worker, or 1 where that is no
-    failure of its own. Raises `StartError`.
+    failure of its own. Raises as `Server.start` does.
     """
+    # Each worker would tell it, and know no flags.
+    check_transport(settings)
+    find_provider(settings.device)
+    load_bundle(settings)
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     with reserve(settings) as address, _metrics(settings) as (url, told):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -135,11 +136,42 @@ def test_workers_end_with_a_parent_that_was_killed(tiny_bundle):
             pass
 
 
-def test_what_no_worker_can_serve_ends_with_their_code(tmp_path):
+def test_what_no_worker_can_serve_is_told_once_as_it_was_given(tmp_path):
     command = [*COMMAND, "--workers", "2", "--bundle", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "manifest.json: cannot be read" in done.stderr
+    (told,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"realce: .*: cannot be read: .* \(--bundle={tmp_path}\)", told)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"transport": "native"}, "transport=native: pygrpc-native is missing"),
+        ({"device": "cuda"}, "device=cuda: this ONNX Runtime has only"),
+        ({"bundle": Path("/nowhere")}, "/nowhere: no such folder"),
+        ({"max_batch_tokens": 1}, "max_batch_tokens=1 cannot hold one text"),
+    ],
+)
+async def test_what_can_be_known_before_is_no_matter_of_a_worker(
+    settings, monkeypatch, change, reason
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(workers, "_start", lambda *_: pytest.fail("a worker was started"))
+    with pytest.raises(RuntimeError, match=reason):
+        await workers.run_workers(settings.model_copy(update={"workers": 2} | change))
+
+
+@pytest.mark.parametrize(("of_worker", "code"), [(0, 1), (2, 2)])
+async def test_workers_end_with_the_code_of_the_one_that_failed(
+    settings, monkeypatch, of_worker, code
+):
+    async def start(*_: object) -> asyncio.subprocess.Process:
+        ending = f"raise SystemExit({of_worker})"
+        return await asyncio.create_subprocess_exec(sys.executable, "-c", ending)
+
+    monkeypatch.setattr(workers, "_start", start)
+    assert await workers.run_workers(settings.model_copy(update={"workers": 2})) == code
 
 
 def test_a_worker_gets_every_setting_and_its_share_of_the_threads(monkeypatch):
