@@ -22,7 +22,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,12 +174,14 @@ def _serve(options: argparse.Namespace) -> int:
 def _classify(options: argparse.Namespace) -> int:
     from service.client import CallError, Classifier
 
-    texts = [t for text in options.texts for t in (_lines() if text == "-" else [text])]
+    texts: list[str] = []
+    for number, given in enumerate(options.texts, start=1):
+        for place, text in _lines() if given == "-" else [(f"text {number}", given)]:
+            if not _is_unicode(text):
+                return _refuse(f"{place}: {text[:40]!a} is not UTF-8")
+            texts.append(text)
     if not texts:
         return _refuse("standard input holds no text")
-    for number, text in enumerate(texts, start=1):
-        if not _is_unicode(text):
-            return _refuse(f"text {number}: {text[:40]!a} is not UTF-8")
     views = ("evidence", "contributions", "pooling_attention") if options.explain else ()
     predictions: list[dict[str, Any]] = []
     code = 0
@@ -235,11 +237,14 @@ def _seconds(value: str) -> float:
     return seconds
 
 
-def _lines() -> list[str]:
+def _lines() -> Iterator[tuple[str, str]]:
+    """The lines of standard input that are not blank, each with its place."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read
-    lines = (line.rstrip("\n").removeprefix(BYTE_ORDER_MARK) for line in sys.stdin)
-    return [line for line in lines if line.strip()]
+    for number, line in enumerate(sys.stdin, start=1):
+        text = line.rstrip("\r\n").removeprefix(BYTE_ORDER_MARK)
+        if text.strip():
+            yield f"line {number} of standard input", text
 
 
 def _is_unicode(text: str) -> bool:

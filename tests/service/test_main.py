@@ -62,6 +62,16 @@ def test_texts_come_from_standard_input(served):
     assert len(json.loads(output)["predictions"]) == 2
 
 
+def test_lines_end_as_either_system_ends_them(served, capsys, monkeypatch):
+    address, _ = served
+    shown = []
+    for ending in ("\n", "\r\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"one{ending} {ending}two{ending}"))
+        assert main(["classify", "-", "--target", address]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
 def test_errors_are_one_line_with_a_hint(capsys):
     assert main(["classify", "a", "--target", "127.0.0.1:9", "--timeout", "5"]) == 1
     error = capsys.readouterr().err
@@ -184,14 +194,16 @@ def test_bytes_that_are_no_text_are_refused(encoding):
     """As arguments and on standard input; not where they are text, as all are in Latin-1."""
     command = [sys.executable, "-m", "service", "classify", "--target", "127.0.0.1:9"]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    asked = [(["a", b"n\xe3o"], b"", 2), (["-"], b"bom\nn\xe3o\n", 2 if encoding == "utf-8" else 1)]
-    for texts, stdin, code in asked:
+    stdin = b"bom\n\nn\xe3o\n"
+    asked = [(["a", b"n\xe3o"], 2, b"text 2"), (["a", "-"], 1, b"line 3 of standard input")]
+    for texts, in_latin_1, place in asked:
+        code = 2 if encoding == "utf-8" else in_latin_1
         done = subprocess.run(
             [*command, *texts], input=stdin, capture_output=True, check=False, env=environment
         )
         assert done.returncode == code
-        said = b"realce: text 2: 'n\\udce3o' is not UTF-8" if code == 2 else b"realce: UNAVAILABLE"
-        assert done.stderr.startswith(said)
+        fault = place + b": 'n\\udce3o' is not UTF-8" if code == 2 else b"UNAVAILABLE"
+        assert done.stderr.startswith(b"realce: " + fault)
 
 
 def test_what_the_terminal_has_no_character_for_is_replaced(served):
