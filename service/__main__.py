@@ -105,7 +105,8 @@ def _add_classify(commands: Any) -> None:
         allow_abbrev=False,
         description="Classify texts with a running server, in Portuguese or English.",
     )
-    command.add_argument("texts", nargs="+", metavar="TEXT", help="a text; - reads one a line")
+    # With "+" the library would ask for a TEXT without a word of the other way.
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="a text; - reads one a line")
     command.add_argument("--explain", action="store_true", help="show what each word brought")
     command.add_argument(
         "--abstain", action="store_true", help="mark answers that the model is not sure enough of"
@@ -174,6 +175,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _classify(options: argparse.Namespace) -> int:
     from service.client import CallError, Classifier
 
+    if not options.texts:
+        return _refuse("give a TEXT, or - to read one a line from standard input")
     texts: list[str] = []
     for number, given in enumerate(options.texts, start=1):
         for place, text in _lines() if given == "-" else [(f"text {number}", given)]:

@@ -162,6 +162,12 @@ def test_no_text_at_all_is_told(monkeypatch, capsys):
     assert capsys.readouterr().err == "realce: standard input holds no text\n"
 
 
+def test_who_gives_no_text_is_told_of_standard_input(capsys):
+    assert main(["classify", "--json"]) == 2
+    told = capsys.readouterr().err
+    assert told == "realce: give a TEXT, or - to read one a line from standard input\n"
+
+
 def test_many_lines_are_asked_for_in_several_calls(served, capsys, monkeypatch):
     address, _ = served
     monkeypatch.setattr(sys, "stdin", io.StringIO("I loved it\n" * 1500))
