@@ -88,24 +88,42 @@ def request_message(
 ) -> pb.ClassifyRequest:
     """The message of a call. `views` as `View` or by name in any case, as in "evidence".
 
-    Raises `ValueError` for a view or dtype that there is not, and for texts that are one string.
+    Raises `ValueError` or `TypeError` for what cannot be asked; either names it.
     """
-    if isinstance(texts, str):
-        raise ValueError("texts: a string, must be a sequence of strings")
-    message = pb.ClassifyRequest(texts=texts, abstain=abstain)
-    for view in views:
-        name = f"VIEW_{view.name if isinstance(view, View) else view.upper()}"
-        if name not in pb.View.keys():  # noqa: SIM118 - the enum is no mapping
+    message = pb.ClassifyRequest(abstain=abstain)
+    add_texts(message, texts)
+    if isinstance(views, str):
+        raise ValueError("views: a string, must be a sequence of views")
+    for i, view in enumerate(views):
+        try:
+            name = View(view.lower() if isinstance(view, str) else view).name
+        except ValueError:
             known = ", ".join(one.value for one in View)
-            raise ValueError(f"views: {name} is no view; there are {known}")
-        message.views.append(pb.View.Value(name))  # type: ignore[arg-type]
-    if layers or heads:
-        message.attention_selection.layers.extend(layers)
-        message.attention_selection.heads.extend(heads)
+            raise ValueError(f"views[{i}]: {view!r} is no view; there are {known}") from None
+        message.views.append(pb.View.Value(f"VIEW_{name}"))  # type: ignore[arg-type]
+    for axis, chosen in (("layers", layers), ("heads", heads)):
+        if chosen:
+            try:
+                getattr(message.attention_selection, axis).extend(chosen)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{axis}: {error}") from error
     if (kind := np.dtype(dtype)) not in _DATA_TYPES:
         raise ValueError(f"dtype: {kind}, must be float32 or float16")
     message.data_type = _DATA_TYPES[kind]
     return message
+
+
+def add_texts(message: pb.ClassifyRequest, texts: Sequence[str]) -> None:
+    """Put texts into the message of a call. Raises `ValueError` or `TypeError`, naming the text."""
+    if isinstance(texts, str):
+        raise ValueError("texts: a string, must be a sequence of strings")
+    for i, text in enumerate(texts):
+        try:
+            message.texts.append(text)
+        except UnicodeError as error:
+            raise ValueError(f"texts[{i}]: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"texts[{i}]: {type(text).__name__}, must be a string") from error
 
 
 def answers(message: pb.ClassifyResponse) -> list[Answer]:

@@ -23,6 +23,7 @@ from service.answers import (
     Answer,
     CallError,
     Model,
+    add_texts,
     answers,
     failure_of,
     model_of,
@@ -78,13 +79,14 @@ class _Batches:
     it are answered, and is raised to who reads the answers: the library would lose it."""
 
     def __init__(self, views: Iterable[View | str], abstain: bool) -> None:
-        self._views, self._abstain = tuple(views), abstain
+        # Of any batch: that there is no such view is no matter of one.
+        self._of_any = request_message((), views, abstain=abstain)
         self._error: Exception | None = None
-        self._message(())  # a view that there is not is no matter of a batch
 
     def _message(self, texts: Sequence[str]) -> pb.ClassifyStreamRequest:
-        request = request_message(texts, self._views, abstain=self._abstain)
-        return pb.ClassifyStreamRequest(request=request)
+        message = pb.ClassifyStreamRequest(request=self._of_any)
+        add_texts(message.request, texts)
+        return message
 
     def each(self, batches: Iterable[Sequence[str]]) -> Iterator[pb.ClassifyStreamRequest]:
         """A message for each batch."""
@@ -123,7 +125,10 @@ class _Client:
 
 
 class Classifier(_Client):
-    """A synchronous client; safe to share between threads. All calls raise `CallError`."""
+    """A synchronous client; safe to share between threads.
+
+    A call that fails raises `CallError`; one that cannot be made, `ValueError` or `TypeError`.
+    """
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         channel = grpc.insecure_channel(target, options=channel_options(target))

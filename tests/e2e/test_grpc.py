@@ -258,7 +258,7 @@ async def test_the_client_gives_arrays(server):
         (answer,) = await client.classify(["Nada mal"], views=["contributions"])
         total = answer.views["contributions"].sum(axis=0) + list(answer.bias.values())
         np.testing.assert_allclose(total, list(answer.logits.values()), atol=1e-4)
-        with pytest.raises(ValueError, match="VIEW_COLOUR"):
+        with pytest.raises(ValueError, match="'colour' is no view"):
             await client.classify(["a"], views=["colour"])
 
 

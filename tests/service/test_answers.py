@@ -8,7 +8,7 @@ from service.types import View
 
 
 def test_a_message_holds_what_was_asked_for():
-    message = request_message(["a"], ["evidence", View.ATTENTIONS], [1], [0, 2], np.float16)
+    message = request_message(["a"], ["Evidence", View.ATTENTIONS], [1], [0, 2], np.float16)
     assert list(message.views) == [pb.VIEW_EVIDENCE, pb.VIEW_ATTENTIONS]
     assert list(message.attention_selection.layers) == [1]
     assert list(message.attention_selection.heads) == [0, 2]
@@ -17,17 +17,24 @@ def test_a_message_holds_what_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("arguments", "kind", "reason"),
     [
-        ({"texts": "one string"}, "must be a sequence of strings"),
-        ({"texts": ["a"], "views": ["colour"]}, "VIEW_COLOUR is no view; there are evidence, "),
-        ({"texts": ["a"], "views": ["unspecified_"]}, "is no view"),
-        ({"texts": ["a"], "dtype": np.float64}, "float64, must be float32 or float16"),
+        ({"texts": "one string"}, ValueError, "texts: a string, must be a sequence of strings"),
+        ({"texts": ["a", 1]}, TypeError, r"texts\[1\]: int, must be a string"),
+        ({"texts": iter(["a", None])}, TypeError, r"texts\[1\]: NoneType, must be a string"),
+        ({"texts": ["a", "n\udce3o"]}, ValueError, r"texts\[1\]: .* '\\udce3' in position 1: "),
+        ({"views": "evidence"}, ValueError, "views: a string, must be a sequence of views"),
+        ({"views": ["evidence", "red"]}, ValueError, r"views\[1\]: 'red' is .* are evidence, "),
+        ({"views": ["unspecified"]}, ValueError, r"views\[0\]: 'unspecified' is no view"),
+        ({"views": [3]}, ValueError, r"views\[0\]: 3 is no view"),
+        ({"layers": [-1]}, ValueError, "layers: .*-1"),
+        ({"heads": ["a"]}, TypeError, "heads: 'str' "),
+        ({"dtype": np.float64}, ValueError, "dtype: float64, must be float32 or float16"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_it_is_sent(arguments, reason):
-    with pytest.raises(ValueError, match=reason):
-        request_message(**arguments)
+def test_what_cannot_be_asked_is_refused_before_it_is_sent_by_name(arguments, kind, reason):
+    with pytest.raises(kind, match=f"^{reason}"):
+        request_message(**{"texts": ["a"]} | arguments)
 
 
 def test_tensors_are_little_endian_and_row_major():

@@ -143,8 +143,10 @@ async def test_a_stream_gives_answers_and_errors_in_order(client):
 
 
 FAULTS = [
-    ({"views": ["colour"]}, [["a"]], ValueError, "VIEW_COLOUR is no view", 0),
+    ({"views": ["colour"]}, [["a"]], ValueError, r"views\[0\]: 'colour' is no view", 0),
+    ({"views": "evidence"}, [["a"]], ValueError, "views: a string, must be a sequence", 0),
     ({}, [["four"], "one string"], ValueError, "must be a sequence of strings", 1),
+    ({}, [["four"], ["a", 1]], TypeError, r"texts\[1\]: int, must be a string", 1),
     ({}, [["four"], OSError("the disk is gone")], OSError, "the disk is gone", 1),
 ]
 
