@@ -167,7 +167,9 @@ def _serve(options: argparse.Namespace) -> int:
 
             return asyncio.run(run_workers(settings))
         asyncio.run(run(settings))
-    except (StartError, DeviceError, TransportError) as error:
+    except DeviceError as error:
+        return _refuse(f"{settings.given('device')}: {error}")
+    except (StartError, TransportError) as error:
         return _refuse(str(error))
     return 0
 

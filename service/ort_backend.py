@@ -88,12 +88,12 @@ class OrtBackend:
             if not recorded:
                 raise
             raise DeviceError(
-                "--cuda-graphs: not all of this bundle's graph runs on the GPU; serve with "
+                "not all of this bundle's graph runs on the GPU; serve with "
                 f"--no-cuda-graphs: {error}"
             ) from error
         if session.get_providers()[0] != self.provider:
             raise DeviceError(
-                f"device: {self.provider} could not start; ONNX Runtime fell back to "
+                f"{self.provider} could not start; ONNX Runtime fell back to "
                 f"{session.get_providers()[0]}, which is refused"
             )
         session.disable_fallback()
@@ -200,7 +200,7 @@ def find_provider(device: Device) -> str:
     available = onnxruntime.get_available_providers()
     if device == "cuda" and CUDA not in available:
         raise DeviceError(
-            f"device=cuda: this ONNX Runtime has only {', '.join(available)}; "
+            f"this ONNX Runtime has only {', '.join(available)}; "
             "install the extra 'gpu' in place of 'cpu'"
         )
     return CPU if device == "cpu" or CUDA not in available else CUDA

@@ -83,7 +83,7 @@ def test_errors_are_one_line_with_a_hint(capsys):
     ("arguments", "reason"),
     [
         (["--device", "tpu"], "realce: --device=tpu: "),
-        (["--device", "cuda"], "realce: device=cuda: this ONNX Runtime has only"),
+        (["--device", "cuda"], "realce: --device=cuda: this ONNX Runtime has only"),
         (["--bundle", "/nowhere"], "realce: /nowhere: no such folder"),
     ],
 )
