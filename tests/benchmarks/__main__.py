@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         choose_provider(options.device)
     except DeviceError as error:
-        top.error(str(error))
+        top.error(f"--device={options.device}: {error}")
     failed = False
     with tempfile.TemporaryDirectory(prefix="realce-bundles-") as temporary:
         cache = options.out / "bundles" if options.out else Path(temporary)
