@@ -1,5 +1,6 @@
 """One run from rows to bundle, in the order it happens."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from model.bundle import Bundle, check_place
 from training.config import ConfigError, RunConfig
 from training.data.rows import concatenate
 from training.encoding import corpus, encode
-from training.evaluation.calibration import abstention_threshold, fit_temperature
-from training.evaluation.metrics import measure_sets, predict, softmax
+from training.evaluation.calibration import abstention_threshold, fit_temperature, uncalibrated
+from training.evaluation.metrics import Labels, Logits, measure_sets, predict, softmax
 from training.initial import Start, begin_with, begin_with_vectors, interpolate
 from training.linear.baseline import LinearBaseline, NoWords
 from training.loop.trainer import Ranks, Trainer, Watch
@@ -22,6 +23,8 @@ from training.release.export import halve_weights
 from training.run import Run
 from training.splits import Splits
 from training.stacking import with_linear_part
+
+BEGINNING = "--start-from service/bundle"
 
 
 def fit(
@@ -91,8 +94,13 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
     if half:
         halve_weights(network)
     logits = encoded.logits(network, where)
-    temperature = fit_temperature(logits, encoded.truth, encoded.weights)
-    threshold = abstention_threshold(softmax(logits, temperature))
+    temperature, threshold = 1.0, None
+    if not uncalibrated(logits, encoded.truth):
+        temperature = fit_temperature(logits, encoded.truth, encoded.weights)
+        threshold = abstention_threshold(softmax(logits, temperature))
+    doubts = list(_doubts(logits, encoded.truth, begun=start is not None))
+    for doubt in doubts:
+        display.say(f"warning: {doubt}")
     test = run.splits.test
     probabilities = {
         name: softmax(predict(network, encode(rows, encoded.tokenizer), where.device), temperature)
@@ -124,13 +132,24 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
         },
         half_weights=half,
         settings=config.train.model_dump() | steps,
-        warnings=run.splits.warnings,
+        warnings=(*run.splits.warnings, *doubts),
         plots={
             "loss.png": report.loss_plot(history),
             **report.measured_plots(everything, truth, run.splits.labels),
         },
         display=display,
     )
+
+
+def _doubts(logits: Logits, labels: Labels, *, begun: bool) -> Iterator[str]:
+    """What the validation rows, their logits [N, C] and labels [N], leave open of a model, and what
+    helps; `begun` is true of one that did not begin with random weights."""
+    helps = "more rows help" if begun else f"more rows help, or {BEGINNING}"
+    if reason := uncalibrated(logits, labels):
+        yield (
+            f"validation: {reason}, so the temperature stays 1 and there is no abstention "
+            f"threshold: {helps}, or `realce-train calibrate` with other rows"
+        )
 
 
 def _baseline(splits: Splits, display: Display) -> dict[str, dict[str, Any]]:

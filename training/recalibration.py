@@ -15,14 +15,18 @@ from training.config import ConfigError
 from training.data.formats import DataError
 from training.data.rows import Rows
 from training.encoding import encode
-from training.evaluation.calibration import abstention_threshold, cross_calibrated, fit_temperature
+from training.evaluation.calibration import (
+    abstention_threshold,
+    cross_calibrated,
+    fit_temperature,
+    uncalibrated,
+)
 from training.evaluation.metrics import measure, measure_sets, predict_bundle, softmax
 from training.progress import Display
 from training.release.bundle import release
 from training.release.export import HALVED, exported_weights
 from training.release.report import measured_plots
 
-FEWEST_ROWS = 50  # of fewer a temperature is chance
 SUFFIX = "+calibrated"  # of the version, where no other is given
 
 
@@ -37,16 +41,11 @@ def recalibrate(
     check_place(out)
     before = bundle.manifest
     version = _version(version or before.version.removesuffix(SUFFIX) + SUFFIX)
-    if len(rows) < FEWEST_ROWS:
-        raise DataError(f"{name}: {len(rows)} rows; a temperature takes {FEWEST_ROWS} at least")
     encoded = encode(rows, bundle.tokenizer)
     logits = predict_bundle(bundle, encoded, "logits")
+    if reason := uncalibrated(logits, rows.labels):
+        raise DataError(f"{name}: {reason}")
     was = measure(softmax(logits, before.temperature), rows.labels)
-    if was["accuracy"] in (0, 1):
-        raise DataError(
-            f"{name}: all {len(rows):,} rows are answered {'right' if was['accuracy'] else 'wrong'}"
-            "; that does not say how sure to be"
-        )
     temperature = fit_temperature(logits, rows.labels)
     threshold = abstention_threshold(softmax(logits, temperature))
     probabilities = cross_calibrated(logits, rows.labels)

@@ -14,6 +14,7 @@ from model.classifier import TextClassifier
 from model.config import ModelConfig
 from training.config import RunConfig
 from training.encoding import Encoded
+from training.evaluation.calibration import uncalibrated
 from training.evaluation.metrics import Labels, Logits, Weights, log_loss, softmax
 from training.linear.classifier import LinearClassifier
 from training.linear.families import beginnings
@@ -87,20 +88,26 @@ def fit_sum(
 
     Shares of a model's pieces differ only as far as the rows insist. Each model comes with a bias
     of its own, and their sum need not be a good one. A class that no row is of has nothing to fit a
-    bias to and keeps 0.
+    bias to and keeps 0. Where the rows do not say how sure to be, the sum is no surer than a mean
+    of the models is.
     """
     stacked = np.concatenate(models)  # [P, N, C], those of all models
     number, _, classes = stacked.shape
     ends = np.cumsum([len(pieces) for pieces in models])
 
+    def total(found: npt.NDArray[np.float64]) -> Logits:
+        return np.asarray(np.tensordot(found[:number], stacked, axes=1) + found[number:])
+
     def loss(found: npt.NDArray[np.float64]) -> float:
-        *shares, bias = np.split(found, ends)
-        total = np.tensordot(found[:number], stacked, axes=1) + bias
+        *shares, _ = np.split(found, ends)
         differ = sum(float(((one - one.mean()) ** 2).sum()) for one in shares)
-        return log_loss(softmax(np.asarray(total)), labels, weights) + ALIKE * differ
+        return log_loss(softmax(total(found)), labels, weights) + ALIKE * differ
 
     begin = np.concatenate([np.full(number, 1 / len(models)), np.zeros(classes)])
     seen = np.isin(np.arange(classes), labels)
     bounds = [(0.0, 20.0)] * number + [(-5.0, 5.0) if one else (0.0, 0.0) for one in seen]
-    *shares, bias = np.split(minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x, ends)
+    found = minimize(loss, begin, method="L-BFGS-B", bounds=bounds).x
+    if uncalibrated(total(found), labels):
+        found /= max(1.0, sum(float(one.mean()) for one in np.split(found, ends)[:-1]))
+    *shares, bias = np.split(found, ends)
     return shares, bias

@@ -1,13 +1,16 @@
 """One run, step by step."""
 
+import csv
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY, source
+from tests.conftest import REVIEWS, TINY, source
 from training.config import ConfigError, RunConfig, load_config
+from training.data.batches import Dataset
 from training.data.sources import SourceConfig, read_rows
 from training.encoding import encode
 from training.evaluation.calibration import fit_temperature
@@ -50,13 +53,37 @@ def test_a_vocabulary_too_small_for_the_characters_is_refused(tmp_path):
         fit(config, tmp_path, tmp_path / "run", tmp_path / "bundle", WHERE, Display(quiet=True))
 
 
-def test_a_bundle_is_calibrated_on_validation_rows_and_measured_as_it_answers(bundle):
-    rows, _, _ = read_rows(SourceConfig(**source()), bundle.manifest.labels, Path())
+def test_a_bundle_is_calibrated_on_validation_rows_and_measured_as_it_answers(tmp_path):
+    with REVIEWS.open(encoding="utf-8", newline="") as file:
+        held = list(csv.DictReader(file))[:60]
+    for row in held[:6]:
+        row["label"] = {"positive": "negative", "negative": "positive"}[row["label"]]
+    with (tmp_path / "held.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([r["text"], r["label"]] for r in held)])
+    at = source(tmp_path / "held.csv")
+    sets = {"sources": [source()], "validation": [at], "test": [at]}
+    config = load_config(None, TINY | sets | {"exclude_held_out": False, "train.baseline": False})
+    bundle = fit(config, Path(), tmp_path / "run", tmp_path / "bundle", WHERE, Display(quiet=True))
+    rows, _, _ = read_rows(SourceConfig(**at), bundle.manifest.labels, Path())
     encoded = encode(rows, bundle.tokenizer)
     graph = Graph(bundle)
     temperature = fit_temperature(graph.predict(encoded, "logits"), rows.labels)
     assert bundle.manifest.temperature == pytest.approx(temperature, rel=1e-3)
+    assert 0.5 < bundle.manifest.abstention_threshold < 1
     measured = measure(graph.predict(encoded), rows.labels)
-    told = bundle.manifest.metrics["reviews"]
+    told = bundle.manifest.metrics["held"]
     for name in ("accuracy", "ece", "nll"):
         assert told[name] == pytest.approx(measured[name], abs=1e-4), name
+
+
+def test_rows_all_answered_right_leave_a_bundle_as_sure_as_it_has_learnt_to_be(bundle):
+    assert bundle.manifest.metrics["reviews"]["accuracy"] == 1
+    assert bundle.manifest.temperature == 1
+    assert bundle.manifest.abstention_threshold is None
+    unknown = bundle.tokenizer.encode_batch(["xyz", "12", "Não é bom"], offsets=False)
+    answers = Graph(bundle).predict(Dataset.encode(unknown, np.eye(2, dtype="f4")[[0, 0, 0]]))
+    assert answers.max() < 0.99
+    card = (bundle.path / "report" / "model_card.md").read_text("utf-8")
+    assert "rows are answered right; that does not say how sure to be" in card
+    assert "--start-from service/bundle" in card
+    assert "realce-train calibrate" in card

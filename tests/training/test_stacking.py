@@ -233,6 +233,17 @@ def test_the_sum_is_right_about_how_often_each_class_comes():
     np.testing.assert_allclose(bias - bias[0], [0, 4, 5], atol=0.2)
 
 
+@pytest.mark.parametrize(
+    ("count", "wrong", "surer"), [(60, 0, False), (49, 1, False), (60, 1, True)]
+)
+def test_a_sum_is_surer_than_its_parts_only_where_rows_say_so(count, wrong, surer):
+    labels = np.arange(count) % 2
+    answers = np.where(np.arange(count) < wrong, 1 - labels, labels)
+    part = np.eye(2, dtype=np.float32)[answers]
+    (one,), (other,) = fit_sum([[part], [part / 2]], labels)[0]
+    assert one + other > 2 if surer else one + other == pytest.approx(1)
+
+
 def test_a_class_that_no_row_is_of_gets_no_bias():
     logits = np.array([[2, 0, 0]] * 4 + [[0, 2, 0]] * 4, np.float32)
     ((share,),), bias = fit_sum([[logits]], np.array([0, 0, 0, 1, 1, 0, 0, 0]))

@@ -7,12 +7,26 @@ from scipy.optimize import minimize_scalar
 
 from training.evaluation.metrics import Labels, Logits, Weights, log_loss, softmax
 
+FEWEST_ROWS = 50  # of fewer a temperature is chance
 COVERAGE = 0.8  # share of the validation rows that the abstention threshold lets through
 
 
 def alike(sizes: Sequence[int]) -> Weights:
     """What each row of several sets counts so that every set counts the same, [N]; mean 1."""
     return np.repeat([sum(sizes) / len(sizes) / size for size in sizes], sizes)
+
+
+def uncalibrated(logits: Logits, labels: Labels) -> str | None:
+    """What keeps rows, by their logits [N, C] and labels [N], from saying how sure to be; None
+    where they do say it. Where all are right, no answer is too sure, and where all are wrong, none
+    unsure enough."""
+    if len(labels) < FEWEST_ROWS:
+        return f"{len(labels)} rows; a temperature takes {FEWEST_ROWS} at least"
+    right = logits.argmax(axis=1) == labels
+    if right.any() and not right.all():
+        return None
+    answered = "right" if right.all() else "wrong"
+    return f"all {len(labels):,} rows are answered {answered}; that does not say how sure to be"
 
 
 def fit_temperature(logits: Logits, labels: Labels, weights: Weights | None = None) -> float:

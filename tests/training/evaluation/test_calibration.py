@@ -8,6 +8,7 @@ from training.evaluation.calibration import (
     alike,
     cross_calibrated,
     fit_temperature,
+    uncalibrated,
 )
 from training.evaluation.metrics import softmax
 
@@ -28,6 +29,23 @@ def test_a_row_in_four_surely_wrong_leaves_three_quarters_to_be_sure_of(logit, t
     logits = np.array([[logit, 0]] * 3 + [[0, logit]], np.float32)
     labels = np.zeros(4, np.int64)
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "wrong", "reason"),
+    [
+        (50, 1, None),
+        (50, 49, None),
+        (49, 1, "49 rows; a temperature takes 50 at least"),
+        (50, 0, "all 50 rows are answered right"),
+        (50, 50, "all 50 rows are answered wrong"),
+    ],
+)
+def test_rows_say_how_sure_to_be_where_they_are_many_and_some_are_wrong(count, wrong, reason):
+    labels = np.arange(count) % 2
+    logits = np.eye(2, dtype=np.float32)[np.where(np.arange(count) < wrong, 1 - labels, labels)]
+    assert (uncalibrated(logits, labels) or "").startswith(reason or "")
+    assert (uncalibrated(logits, labels) is None) == (reason is None)
 
 
 def test_no_row_has_a_say_in_its_own_temperature():
