@@ -19,6 +19,7 @@ from training.data.batches import Dataset
 from training.loop.trainer import BEST
 from training.origin import ORIGIN, Origin
 from training.pretraining.vectors import token_vectors
+from training.progress import Display
 from training.release.export import exported_weights
 
 # Parts that each run fits by itself: to the rows at hand, or to tell replaced tokens.
@@ -61,8 +62,9 @@ class Start:
         except ValidationError as error:
             raise ConfigError(f"{place / ORIGIN}: {faults(error)}") from error
 
-    def with_labels(self, labels: Sequence[str]) -> Self:
-        """The same, its head in the order of these labels; without one where they are others."""
+    def with_labels(self, labels: Sequence[str], display: Display) -> Self:
+        """The same, its head in the order of these labels; without one where they are others, which
+        is said."""
         if self.origin is None or self.origin.labels == tuple(labels):
             return self
         head = {name: of for name, of in self.weights.items() if name.startswith("head.")}
@@ -70,7 +72,19 @@ class Start:
         if set(self.origin.labels) == set(labels):
             order = [self.origin.labels.index(label) for label in labels]
             weights |= {name: of[order] for name, of in head.items()}
+        elif head:
+            same = len(self.origin.labels) == len(labels)
+            renamed = " ".join(f"--label VALUE={label}" for label in self.origin.labels)
+            display.say(
+                f"warning: {self.path.parent} answers {_listed(self.origin.labels)}, not "
+                f"{_listed(labels)}: the head begins anew"
+                + (f"; name the labels as there, {renamed}, to keep it" if same else "")
+            )
         return dataclasses.replace(self, weights=weights)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return " and ".join(map(repr, labels))
 
 
 def begin_with(network: TextClassifier, start: Start) -> None:

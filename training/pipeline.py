@@ -52,7 +52,7 @@ def fit(
     given = None if start is None else start.tokenizer
     with Run.open(config, base, folder, where, display, given) as run:
         if start is not None:
-            start = start.with_labels(run.splits.labels)
+            start = start.with_labels(run.splits.labels, display)
         training = begin(run, start)
         origin = Origin.of_run(config, run.splits, start.origin if start else None)
         if where.first:  # once the folder has shown to be this run's

@@ -98,7 +98,7 @@ def test_a_head_is_known_by_the_names_of_its_classes(stage):
     before = random_network(classes=2, **SHAPE).head
     for labels, order in ((("bad", "good"), [0, 1]), (("good", "bad"), [1, 0])):
         network = random_network(classes=2, **SHAPE)
-        begin_with(network, start.with_labels(labels))
+        begin_with(network, start.with_labels(labels, Display()))
         assert torch.equal(network.head.weight, before.weight[order])
         assert torch.equal(network.head.bias, before.bias[order])
 
@@ -108,11 +108,40 @@ def test_a_head_of_other_names_is_as_it_was_drawn(stage):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.5)
-    start = Start.read(of_labels(stage, "bad", "good")).with_labels(("cat", "dog"))
+    start = Start.read(of_labels(stage, "bad", "good")).with_labels(("cat", "dog"), Display())
     begin_with(network, start)
     interpolate(network, start, 0.25)
     assert (network.head.weight == 0.5).all()
     assert not (network.query == 0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("good", "bad"), ""),
+        (
+            ("bom", "ruim"),
+            "answers 'bad' and 'good', not 'bom' and 'ruim': the head begins anew; name the labels "
+            "as there, --label VALUE=bad --label VALUE=good, to keep it\n",
+        ),
+        (("bad", "good", "so-so"), "'bad' and 'good' and 'so-so': the head begins anew\n"),
+    ],
+)
+def test_whose_labels_are_named_otherwise_hears_that_the_head_begins_anew(
+    labels, said, stage, capsys
+):
+    Start.read(of_labels(stage, "bad", "good")).with_labels(labels, Display())
+    heard = capsys.readouterr().err
+    assert heard.endswith(said)
+    assert heard.count("\n") == bool(said)
+
+
+def test_no_head_is_missed_where_there_was_none(tmp_path, capsys):
+    weights = random_network(classes=2, **SHAPE).state_dict()
+    bare = {name: of for name, of in weights.items() if not name.startswith("head.")}
+    start = Start.read(of_labels(run_folder(tmp_path, bare), "bad", "good"))
+    start.with_labels(("bom", "ruim"), Display())
+    assert not capsys.readouterr().err
 
 
 def test_weights_for_other_heads_are_refused(stage):
