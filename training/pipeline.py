@@ -98,7 +98,7 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
     if not uncalibrated(logits, encoded.truth):
         temperature = fit_temperature(logits, encoded.truth, encoded.weights)
         threshold = abstention_threshold(softmax(logits, temperature))
-    doubts = list(_doubts(logits, encoded.truth, begun=start is not None))
+    doubts = list(doubts_of(logits, encoded.truth, begun=start is not None))
     for doubt in doubts:
         display.say(f"warning: {doubt}")
     test = run.splits.test
@@ -141,10 +141,19 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
     )
 
 
-def _doubts(logits: Logits, labels: Labels, *, begun: bool) -> Iterator[str]:
+def doubts_of(logits: Logits, labels: Labels, *, begun: bool) -> Iterator[str]:
     """What the validation rows, their logits [N, C] and labels [N], leave open of a model, and what
     helps; `begun` is true of one that did not begin with random weights."""
     helps = "more rows help" if begun else f"more rows help, or {BEGINNING}"
+    answers = logits.argmax(axis=1)
+    right, often = (answers == labels).mean(), np.bincount(labels).max() / len(labels)
+    if (answers == answers[0]).all():
+        yield f"validation: every row gets the same answer, so nothing was learnt: {helps}"
+    elif right <= often:
+        yield (
+            f"validation: {right:.1%} of the rows are answered right, and always giving the most "
+            f"frequent label would be right in {often:.1%}: {helps}"
+        )
     if reason := uncalibrated(logits, labels):
         yield (
             f"validation: {reason}, so the temperature stays 1 and there is no abstention "

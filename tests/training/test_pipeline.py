@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.encoding import encode
 from training.evaluation.calibration import fit_temperature
 from training.evaluation.metrics import Graph, measure
 from training.loop.trainer import Ranks
-from training.pipeline import fit
+from training.pipeline import doubts_of, fit
 from training.progress import Display
 
 WHERE = Ranks(0, 1, torch.device("cpu"))
@@ -36,12 +37,15 @@ def test_texts_that_a_linear_model_cannot_learn_from_are_trained_on_all_the_same
     words = ("".join(some) for some in itertools.product(signs, repeat=3))  # and no spaces
     rows = "".join(f"{word},{i % 2}\n" for i, word in enumerate(words))
     (tmp_path / "rows.csv").write_text("text,label\n" + rows, encoding="utf-8")
-    config = load_config(None, TINY | {"sources": [{"name": "s", "path": "rows.csv"}]})
+    rows_of = {"sources": [{"name": "s", "path": "rows.csv"}], "validation_share": 0.01}
+    config = load_config(None, TINY | rows_of)
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"baseline": True, "max_steps": 1})}
     )
     bundle = fit(config, tmp_path, tmp_path / "run", tmp_path / "bundle", WHERE, Display())
-    assert "no linear baseline: the texts have no words in common" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no linear baseline: the texts have no words in common" in said
+    assert re.search("warning: validation: .* rows; a temperature takes 50 at least, so", said)
     assert all("linear_accuracy" not in of_set for of_set in bundle.manifest.metrics.values())
 
 
@@ -87,3 +91,23 @@ def test_rows_all_answered_right_leave_a_bundle_as_sure_as_it_has_learnt_to_be(b
     assert "rows are answered right; that does not say how sure to be" in card
     assert "--start-from service/bundle" in card
     assert "realce-train calibrate" in card
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "doubt"),
+    [
+        ([0, 1] * 30, [0, 1] * 29 + [0, 0], None),
+        ([0] * 60, [0, 1] * 30, "every row gets the same answer"),
+        ([0] * 60, [0] * 40 + [1] * 20, "every row gets the same answer"),
+        ([0, 1] * 30, [0] * 40 + [1] * 20, "50.0% of the rows are answered right.*66.7%"),
+        ([1, *[0] * 58, 1], [0] * 40 + [1] * 20, "right.*frequent label.*66.7%"),
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_model_that_is_no_better_than_one_answer_is_doubted(answers, labels, doubt, begun):
+    logits = np.eye(2, dtype=np.float32)[answers]
+    doubts = list(doubts_of(logits, np.array(labels), begun=begun))
+    assert len(doubts) == (doubt is not None)
+    for one in doubts:
+        assert re.search(f"{doubt}.*more rows help", one)
+        assert ("--start-from service/bundle" in one) != begun
