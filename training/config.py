@@ -69,7 +69,11 @@ class TrainConfig(BaseModel):
         description="Passes over the rows; None: more the fewer rows there are; 0: none, what the "
         "run starts from is finished as it is.",
     )
-    max_batch_tokens: int = Field(2048, ge=64, description="Padded tokens in one step, all ranks.")
+    max_batch_tokens: int = Field(
+        2048,
+        ge=64,
+        description="Most padded tokens in one step, all ranks; of few rows a tenth at a time.",
+    )
     crop_tokens: int = Field(256, ge=8, description="Longer texts show a random window a step.")
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="Of the layers' matrices; the rest is always AdamW's."
@@ -85,7 +89,12 @@ class TrainConfig(BaseModel):
     )
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Averaged weights; 0 turns it off.")
     evaluations_per_epoch: int = Field(1, ge=1)
-    patience: int = Field(4, ge=1, description="Evaluations without a better one before the end.")
+    patience: int = Field(
+        4,
+        ge=1,
+        description="Evaluations without a better one before the end, which is not in the first "
+        "200 steps.",
+    )
     keep: Literal["best", "last"] = Field(
         "best",
         description="Which evaluation's weights; last where validation is too small to rank them.",

@@ -9,6 +9,8 @@ import torch
 
 from model.tokenizer import PAD_ID, Encoding
 
+FEWEST_BATCHES = 10  # of an epoch: few rows come in smaller ones
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -179,11 +181,12 @@ class TrainingBatches:
         generator = np.random.default_rng([self.seed, epoch])
         rows = epoch_rows(self.source_of_row, self.source_epochs, generator)
         lengths = np.minimum(self.dataset.lengths, self.crop_tokens)
+        most = min(self.max_batch_tokens, self.tokens // FEWEST_BATCHES)
         stages = np.asarray(self.source_stages)[self.source_of_row[rows]]
         return [
             batch
             for stage in np.unique(stages)
-            for batch in plan(rows[stages == stage], lengths, self.max_batch_tokens, generator)
+            for batch in plan(rows[stages == stage], lengths, most, generator)
         ]
 
     def iterate(self, epoch: int, first: int = 0) -> Iterator[TrainingBatch]:

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from model.classifier import TextClassifier
 from model.encoder import Encoder
@@ -26,6 +26,9 @@ from training.signals import deferred
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
 TOKENS_TO_SEE, FEWEST_PASSES, MOST_PASSES = 4_000_000, 3, 20
+FEWEST_STEPS = 200  # before which no gain says nothing: layers have hardly begun to learn
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 # Is given a run's history after each evaluation; what it raises ends the run.
 Watch = Callable[[Sequence[dict[str, float]]], None]
@@ -70,6 +73,12 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     return config.learning_rate * max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def averaging(step: int, decay: float) -> float:
+    """Decay of the averaged weights at a step. It warms up, as in TensorFlow's moving averages: or
+    else few steps leave them at what they began with."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 def passes(tokens: int) -> int:
@@ -128,9 +137,7 @@ class Trainer:
         self.wrapped: nn.Module = self.network
         if where.world_size > 1:
             self.wrapped = DistributedDataParallel(self.network)
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
-        )
+        self.average = AveragedModel(self.network, multi_avg_fn=self._averaged)
         self.optimizers = Optimizers(self.network, config)
         self.progress = Progress()
         self.epochs = passes(batches.tokens) if config.epochs is None else config.epochs
@@ -218,6 +225,11 @@ class Trainer:
         meter.add(outcome, batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
 
+    @torch.no_grad()
+    def _averaged(self, averages: Tensors, weights: Tensors, _: Tensor | int) -> None:
+        decay = averaging(self.progress.step, self.config.ema_decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
     def _evaluate(self, steps: int, meter: Meter, display: Display, watch: Watch | None) -> None:
         progress = self.progress
         averaged = cast("TextClassifier", self.average.module)
@@ -250,9 +262,10 @@ class Trainer:
             watch(progress.history)
 
     def _stalled(self) -> bool:
-        most = self.config.max_steps
-        return self.progress.evaluations_without_gain >= self.config.patience or (
-            most is not None and self.progress.step >= most
+        most, progress = self.config.max_steps, self.progress
+        waited = progress.evaluations_without_gain >= self.config.patience
+        return (waited and progress.step >= FEWEST_STEPS) or (
+            most is not None and progress.step >= most
         )
 
     def _states(self) -> dict[str, Any]:

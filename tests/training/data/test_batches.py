@@ -182,8 +182,8 @@ def test_rows_and_windows_are_drawn_anew_each_epoch_and_by_the_seed():
 
 def test_a_row_takes_of_a_batch_what_its_window_does():
     batches = batches_of()
-    assert [len(rows) for rows in batches.plan(0)] == [4] * 5
-    assert [tuple(batch.input_ids.shape) for batch in batches.iterate(0)] == [(4, 3)] * 5
+    assert [len(rows) for rows in batches.plan(0)] == [2] * 10
+    assert [tuple(batch.input_ids.shape) for batch in batches.iterate(0)] == [(2, 3)] * 10
 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(1, range(9)), (9, [0])])
@@ -195,3 +195,22 @@ def test_windows_differ_between_epochs_and_between_batches(rows, epochs):
         for batch in batches.iterate(epoch)
     }
     assert len(firsts) > 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "batches"), [(5, 64, 5), (60, 2048, 10), (60, 16, 15), (4000, 64, 250)]
+)
+def test_few_rows_come_in_batches_of_a_tenth(rows, most, batches):
+    found = TrainingBatches(
+        dataset=dataset(*[4] * rows),
+        source_of_row=np.zeros(rows, np.int64),
+        source_epochs=[1.0],
+        source_stages=[1],
+        max_batch_tokens=most,
+        crop_tokens=16,
+        seed=0,
+        rank=0,
+        world_size=1,
+    ).plan(0)
+    assert len(found) == batches
+    assert sorted(np.concatenate(found).tolist()) == list(range(rows))

@@ -23,8 +23,10 @@ from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.objectives import Outcome
 from training.loop.trainer import (
     BEST,
+    CHECKPOINT,
     Ranks,
     Trainer,
+    averaging,
     compiled,
     in_half_precision,
     learning_rate,
@@ -301,12 +303,45 @@ def small_trainer(folder: Path, objective: Scored, **settings: object) -> Traine
         rank=0,
         world_size=1,
     )
-    config = TrainConfig(ema_decay=0.0, evaluations_per_epoch=1, **settings)
+    config = TrainConfig(**{"ema_decay": 0.0, "evaluations_per_epoch": 1} | settings)
     where = Ranks(0, 1, torch.device("cpu"))
     return Trainer(network, batches, objective, config, "small", folder, where)
 
 
-def test_the_weights_of_the_best_evaluation_are_kept_and_patience_counts_those_after_it(tmp_path):
+@pytest.mark.parametrize(("fewest", "evaluations"), [(0, 5), (20, 5), (24, 6), (100, 7)])
+def test_patience_ends_no_run_before_its_fewest_steps(fewest, evaluations, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.trainer.FEWEST_STEPS", fewest)
+    scores = [0.5, 0.9, 0.4, 0.9, 0.3, 0.2, 0.1]
+    trainer = small_trainer(tmp_path, Scored(*scores), epochs=7, patience=3)
+    assert len(trainer.fit(Display(quiet=True))) == evaluations, "each of four steps"
+
+
+def test_few_steps_move_the_averaged_weights_nearly_as_far_as_the_weights(tmp_path):
+    settings = {"epochs": 5, "warmup": 0.0, "ema_decay": 0.998}
+    trainer = small_trainer(tmp_path, Scored(*[0.5] * 5), **settings)
+    before = trainer.network.embedding.weight.detach().clone()
+    trainer.fit(Display(quiet=True))
+    states = torch.load(tmp_path / CHECKPOINT, weights_only=True)["states"]
+    moved, average = (
+        (weights - before).abs().mean()
+        for weights in (
+            states["network"]["embedding.weight"],
+            states["average"]["module.embedding.weight"],
+        )
+    )
+    assert average > 0.7 * moved
+
+
+def test_averaging_warms_up_to_its_decay():
+    decays = [averaging(step, 0.998) for step in (0, 8, 98, 10_000)]
+    assert decays == pytest.approx([0.1, 0.5, 99 / 108, 0.998])
+    assert averaging(10_000, 0.0) == 0.0
+
+
+def test_the_weights_of_the_best_evaluation_are_kept_and_patience_counts_those_after_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("training.loop.trainer.FEWEST_STEPS", 0)
     scores = [0.5, 0.9, 0.4, 0.9, 0.3, 1.0, 1.0]
     trainer, seen = small_trainer(tmp_path, Scored(*scores), epochs=7, patience=3), []
     trainer.fit(Display(quiet=True), lambda _: seen.append(weights_of(trainer.network)))
