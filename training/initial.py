@@ -75,8 +75,8 @@ class Start:
         elif head:
             same = len(self.origin.labels) == len(labels)
             renamed = " ".join(f"--label VALUE={label}" for label in self.origin.labels)
-            display.say(
-                f"warning: {self.path.parent} answers {_listed(self.origin.labels)}, not "
+            display.warn(
+                f"{self.path.parent} answers {_listed(self.origin.labels)}, not "
                 f"{_listed(labels)}: the head begins anew"
                 + (f"; name the labels as there, {renamed}, to keep it" if same else "")
             )

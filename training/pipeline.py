@@ -100,7 +100,7 @@ def finish(run: Run, training: Trainer, start: Start | None, origin: Origin, out
         threshold = abstention_threshold(softmax(logits, temperature))
     doubts = list(doubts_of(logits, encoded.truth, begun=start is not None))
     for doubt in doubts:
-        display.say(f"warning: {doubt}")
+        display.warn(doubt)
     test = run.splits.test
     probabilities = {
         name: softmax(predict(network, encode(rows, encoded.tokenizer), where.device), temperature)
