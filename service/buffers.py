@@ -1,7 +1,6 @@
 """Places on a device that a session reads its inputs from and writes its outputs to."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +115,10 @@ class Buffers:
         return tuple(slice(ends.get(axis)) for axis in axes)
 
 
-def buckets(max_tokens: int, area: int) -> Iterator[tuple[int, int]]:
+def buckets(max_tokens: int, area: int) -> list[tuple[int, int]]:
     """The shapes [B, S] of at most `area` tokens that batches are padded to."""
-    width, wide = LEAST_WIDTH, 0
-    while wide < max_tokens:
-        wide = min(width, max_tokens)
-        rows = 1
-        while rows * wide <= area:
-            yield rows, wide
-            rows *= 2
-        width *= 2
+    widths = sorted({padded(1, width, max_tokens)[1] for width in range(1, max_tokens + 1)})
+    return [(1 << power, wide) for wide in widths for power in range((area // wide).bit_length())]
 
 
 def padded(rows: int, width: int, max_tokens: int) -> tuple[int, int]:
