@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.classifier import TextClassifier
 from model.encoder import Encoder
@@ -225,10 +225,9 @@ class Trainer:
         meter.add(outcome, batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
 
-    @torch.no_grad()
-    def _averaged(self, averages: Tensors, weights: Tensors, _: Tensor | int) -> None:
+    def _averaged(self, averages: Tensors, weights: Tensors, number: Tensor | int) -> None:
         decay = averaging(self.progress.step, self.config.ema_decay)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, weights, number)
 
     def _evaluate(self, steps: int, meter: Meter, display: Display, watch: Watch | None) -> None:
         progress = self.progress
