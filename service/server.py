@@ -22,7 +22,7 @@ from service.ort_backend import OrtBackend
 from service.room import Room
 from service.servicer import SERVICE, ClassifierServicer
 from service.settings import Settings, flag
-from service.transport import make_server
+from service.transport import give_up, make_server
 from service.validation import Limits
 
 SAMPLE_S = 1.0  # between looks at what waits, for the metrics
@@ -66,10 +66,7 @@ class Server:
         try:
             await server._start()
         except BaseException:
-            if settings.transport == "grpc":  # it keeps the port of a server that never began
-                with contextlib.suppress(Exception):  # it had begun, or has no port
-                    await server._server.start()
-            await server._server.stop(None)
+            await give_up(server._server, settings)
             if server._engine is not None:
                 server._engine.close()
             await server._close_metrics()

@@ -1,5 +1,6 @@
 """Who speaks HTTP/2 for us: gRPC's own library, or one that does it outside of the interpreter."""
 
+import contextlib
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -64,3 +65,11 @@ def make_server(settings: Settings, on_unseen: Callable[[str, str], None]) -> gr
     age_ms = round(settings.connection_age_s * 1e3) or MOST
     options.append(("grpc.max_connection_age_ms", age_ms))
     return grpc.aio.server(options=options)
+
+
+async def give_up(server: grpc.aio.Server, settings: Settings) -> None:
+    """Stop a server whose start has failed, however far it came, and let go of its port."""
+    if settings.transport == "grpc":  # it keeps the port of a server that never began
+        with contextlib.suppress(Exception):  # it had begun, or has no port
+            await server.start()
+    await server.stop(None)
